@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+#include "listing.h"
+
+#include "dirblock.h"
+
+int listing_stat(struct shmlock_arena *arena, const char *path, struct shmlock_stat *out)
+{
+	struct walk_target target;
+	struct shm_cell *i;
+	int ret;
+
+	for (;;) {
+		ret = walk_to(arena, path, &target);
+		if (ret)
+			return ret;
+		i = cell_at(arena, target.inode);
+		out->st_ino = target.ino;
+		out->st_mode = atomic_load_explicit(&i->i_mode, memory_order_acquire);
+		out->st_nlink = atomic_load_explicit(&i->i_nlink, memory_order_acquire);
+		out->st_size = atomic_load_explicit(&i->i_size, memory_order_acquire);
+		/* The generation last: then all three were this inode's. */
+		if (inode_is(arena, target.ino) && out->st_mode)
+			return 0;
+	}
+}
+
+/* One entry, if it is a live name of the directory, as one. Its bytes; 0: none. */
+static size_t read_entry(struct shmlock_arena *arena, uint64_t dir, uint32_t cell, char *out)
+{
+	struct shm_cell *c = cell_at(arena, cell);
+	uint32_t seq, inode, mode, length;
+	uint64_t ino;
+
+	for (int tries = 0; tries < 1000000; tries++) {
+		seq = atomic_load_explicit(&c->d_seq, memory_order_acquire);
+		if (atomic_load_explicit(&c->d_parent, memory_order_acquire) != dir)
+			return 0;
+		inode = atomic_load_explicit(&c->d_inode, memory_order_acquire);
+		if (!(seq & 1) && !inode &&
+		    atomic_load_explicit(&c->d_seq, memory_order_acquire) == seq)
+			return 0;
+		if (seq & 1 || !cell_valid(arena, inode))
+			continue; /* its pointer is being moved: read again, never skip */
+		length = name_read(arena, c, out + 13);
+		ino = inode_ino(arena, inode);
+		mode = inode_mode(arena, inode);
+		if (!length || !mode || !inode_is(arena, ino) ||
+		    atomic_load_explicit(&c->d_inode, memory_order_acquire) != inode ||
+		    atomic_load_explicit(&c->d_seq, memory_order_acquire) != seq)
+			continue;
+		memcpy(out, &ino, 8);
+		memcpy(out + 8, &mode, 4);
+		out[12] = (char)length;
+		return 13 + length;
+	}
+	return 0;
+}
+
+static int64_t list_once(struct shmlock_arena *arena, const char *path, char *buf, size_t size)
+{
+	struct walk_target target;
+	struct dir_walk walk;
+	char entry[13 + SHM_NAME_MAX];
+	size_t at = 0, length;
+	struct dir dir;
+	int ret = walk_to(arena, path, &target);
+
+	if (ret)
+		return ret;
+	if (!S_ISDIR(inode_mode(arena, target.inode)))
+		return inode_is(arena, target.ino) ? -ENOTDIR : -ESTALE;
+	dir = (struct dir){ target.inode, target.ino };
+	dirblock_first(arena, &dir, &walk);
+	while ((ret = dirblock_next(&walk)) > 0) {
+		length = read_entry(arena, dir.ino, walk.name, entry);
+		if (length && at + length <= size)
+			memcpy(buf + at, entry, length);
+		at += length;
+	}
+	if (ret)
+		return ret;
+	return inode_is(arena, dir.ino) ? (int64_t)at : -ESTALE;
+}
+
+int64_t listing_dir(struct shmlock_arena *arena, const char *path, char *buf, size_t size)
+{
+	int64_t ret;
+
+	/* Removed while we read: ask the path again, it leads elsewhere or nowhere now. */
+	do
+		ret = list_once(arena, path, buf, size);
+	while (ret == -ESTALE);
+	return ret;
+}
