@@ -11,11 +11,37 @@
 #include "recover.h"
 #include "snapshot.h"
 
-/* Attached, so mapped: what a function may look at that takes no task. */
-static inline bool attached(struct shmlock_arena *arena)
+/*
+ * A call that takes no task needs the mapping all the same: this thread's task keeps it, or a pin.
+ * Every function below that uses this ends with end_reading().
+ */
+static inline int begin_reading(struct shmlock_arena *arena, bool *pinned)
 {
-	return arena && atomic_load_explicit(&arena->handles, memory_order_relaxed);
+	struct task *task = task_current;
+
+	*pinned = !(arena && task && task->arena == arena && *task_fork_guard == 1 &&
+		    atomic_load_explicit(&arena->handles, memory_order_relaxed));
+	return *pinned ? task_pin(arena) : 0;
 }
+
+static inline void end_reading(struct shmlock_arena *arena, bool pinned)
+{
+	if (pinned)
+		task_unpin(arena);
+}
+
+/* `call` with the mapping kept. */
+#define READING(arena, call) \
+	do { \
+		bool pinned_; \
+		int64_t ret_ = begin_reading(arena, &pinned_); \
+\
+		if (!ret_) { \
+			ret_ = (call); \
+			end_reading(arena, pinned_); \
+		} \
+		return (__typeof__(call))ret_; \
+	} while (0)
 
 /* ---- Arenas -------------------------------------------------------------------------------- */
 
@@ -75,30 +101,23 @@ int shmlock_close(struct shmlock_arena *arena)
 
 int shmlock_live_tasks(struct shmlock_arena *arena)
 {
-	int live = 0;
-
-	if (!attached(arena))
-		return -EBADF;
-	for (uint32_t id = 1; id <= arena->tasks; id++)
-		live += recover_task_state(arena, id) == SHMLOCK_TASK_LIVE;
-	return live;
+	READING(arena, recover_live_tasks(arena));
 }
 
 int shmlock_mark_unlinked(struct shmlock_arena *arena)
 {
-	if (!attached(arena))
-		return -EBADF;
-	if (arena->readonly)
-		return -EROFS;
-	atomic_fetch_or(&arena->header->state, SHM_STATE_UNLINKED);
-	return 0;
+	READING(arena, arena_mark_unlinked(arena));
 }
 
 void shmlock_info(struct shmlock_arena *arena, struct shmlock_info *out)
 {
+	bool pinned;
+
 	*out = (struct shmlock_info){ 0 };
-	if (attached(arena))
-		arena_info(arena, out);
+	if (begin_reading(arena, &pinned))
+		return;
+	arena_info(arena, out);
+	end_reading(arena, pinned);
 }
 
 uint32_t shmlock_task_id(struct shmlock_arena *arena)
@@ -110,20 +129,12 @@ uint32_t shmlock_task_id(struct shmlock_arena *arena)
 
 int shmlock_set_latency(struct shmlock_arena *arena, uint64_t sleep_ns, uint64_t spin_ns)
 {
-	if (!attached(arena))
-		return -EBADF;
-	if (arena->readonly)
-		return -EROFS;
-	atomic_store(&arena->header->latency_sleep, sleep_ns);
-	atomic_store(&arena->header->latency_spin, spin_ns);
-	return 0;
+	READING(arena, arena_set_latency(arena, sleep_ns, spin_ns));
 }
 
 int shmlock_sweep(struct shmlock_arena *arena)
 {
-	if (!attached(arena))
-		return -EBADF;
-	return arena->readonly ? -EROFS : recover_sweep(arena);
+	READING(arena, arena->readonly ? -EROFS : recover_sweep(arena));
 }
 
 /* ---- The namespace --------------------------------------------------------------------------- */
@@ -170,30 +181,16 @@ int shmlock_rmdir(struct shmlock_arena *arena, const char *path, int64_t timeout
 	return ret ? ret : namei_rmdir(task, path);
 }
 
-/* Reading needs a mapping that stays: a task of this thread, or a read-only attachment. */
-static inline int begin_reading(struct shmlock_arena *arena)
-{
-	struct task *task;
-
-	if (arena && arena->readonly)
-		return attached(arena) ? 0 : -EBADF;
-	return task_enter(arena, &task);
-}
-
 int shmlock_stat(struct shmlock_arena *arena, const char *path, int follow,
 		 struct shmlock_stat *out)
 {
-	int ret = begin_reading(arena);
-
 	(void)follow; /* no symlinks yet */
-	return ret ? ret : listing_stat(arena, path, out);
+	READING(arena, listing_stat(arena, path, out));
 }
 
 int64_t shmlock_listdir(struct shmlock_arena *arena, const char *path, char *buf, size_t size)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : listing_dir(arena, path, buf, size);
+	READING(arena, listing_dir(arena, path, buf, size));
 }
 
 /* ---- Locks for people ------------------------------------------------------------------------ */
@@ -230,9 +227,7 @@ int shmlock_name_abandon(struct shmlock_name *lock)
 
 int shmlock_name_owner(struct shmlock_arena *arena, const char *path, struct shmlock_owner *out)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : namelock_owner(arena, path, out);
+	READING(arena, namelock_owner(arena, path, out));
 }
 
 int shmlock_circle(char *buf, size_t size)
@@ -244,23 +239,17 @@ int shmlock_circle(char *buf, size_t size)
 
 int shmlock_tasks(struct shmlock_arena *arena, struct shmlock_task_info *out, int n)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : snapshot_tasks(arena, out, n);
+	READING(arena, snapshot_tasks(arena, out, n));
 }
 
 int shmlock_holds(struct shmlock_arena *arena, struct shmlock_hold_info *out, int n)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : snapshot_holds(arena, out, n);
+	READING(arena, snapshot_holds(arena, out, n));
 }
 
 int shmlock_check(struct shmlock_arena *arena, int quiescent, struct shmlock_fault *out, int n)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : check_arena(arena, quiescent, out, n);
+	READING(arena, check_arena(arena, quiescent, out, n));
 }
 
 const char *shmlock_invariant(int n)
@@ -270,16 +259,12 @@ const char *shmlock_invariant(int n)
 
 int shmlock_usage(struct shmlock_arena *arena, struct shmlock_usage *out)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : snapshot_usage(arena, out);
+	READING(arena, snapshot_usage(arena, out));
 }
 
 int shmlock_path_of(struct shmlock_arena *arena, uint32_t cell, char *buf, size_t size)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : walk_path_of(arena, cell, buf, size);
+	READING(arena, walk_path_of(arena, cell, buf, size));
 }
 
 const char *shmlock_wait_name(int kind)
@@ -289,9 +274,7 @@ const char *shmlock_wait_name(int kind)
 
 int shmlock_counters(struct shmlock_arena *arena, uint64_t *out, int n)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : snapshot_counters(arena, out, n);
+	READING(arena, snapshot_counters(arena, out, n));
 }
 
 const char *shmlock_counter_name(int counter)
@@ -301,9 +284,7 @@ const char *shmlock_counter_name(int counter)
 
 int shmlock_in_flight(struct shmlock_arena *arena)
 {
-	int ret = begin_reading(arena);
-
-	return ret ? ret : snapshot_in_flight(arena);
+	READING(arena, snapshot_in_flight(arena));
 }
 
 /* ---- Debug build only -------------------------------------------------------------------------- */
@@ -322,41 +303,29 @@ const char *shmlock_rule_name(int rule)
 
 int shmlock_point_set(struct shmlock_arena *arena, int point, int action, uint32_t tid)
 {
-	return attached(arena) ? debug_point_set(arena, point, action, tid) : -EBADF;
+	READING(arena, debug_point_set(arena, point, action, tid));
 }
 
 int shmlock_point_wait(struct shmlock_arena *arena, int point, int64_t timeout)
 {
 	int64_t deadline = timeout < 0 ? FUTEX_NO_DEADLINE : futex_now() + timeout;
 
-	return attached(arena) ? debug_point_wait(arena, point, deadline) : -EBADF;
+	READING(arena, debug_point_wait(arena, point, deadline));
 }
 
 int shmlock_rule_set(struct shmlock_arena *arena, int rule, int on)
 {
-	if (!attached(arena))
-		return -EBADF;
-	if (rule < 0 || rule >= DEBUG_RULES)
-		return -EINVAL;
-	if (on)
-		atomic_fetch_and(&arena->debug->broken_rules, ~(1ull << rule));
-	else
-		atomic_fetch_or(&arena->debug->broken_rules, 1ull << rule);
-	return 0;
+	READING(arena, debug_rule_set(arena, rule, on));
 }
 
 int shmlock_perturb(struct shmlock_arena *arena, uint64_t seed, uint32_t ppm)
 {
-	if (!attached(arena))
-		return -EBADF;
-	atomic_store(&arena->debug->perturb_ppm, ppm);
-	atomic_store(&arena->debug->perturb_seed, seed);
-	return 0;
+	READING(arena, debug_perturb(arena, seed, ppm));
 }
 
 int shmlock_violations(struct shmlock_arena *arena)
 {
-	return attached(arena) ? (int)atomic_load(&arena->debug->violations) : -EBADF;
+	READING(arena, (int)atomic_load(&arena->debug->violations));
 }
 
 #else

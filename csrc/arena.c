@@ -157,7 +157,7 @@ int arena_format(int fd, const struct shmlock_params *params)
 	root = &((struct shm_cell *)(base + plan.cell_table))[SHM_ROOT];
 	atomic_store(&root->d_flags, SHM_INODE);
 	atomic_store(&root->i_nlink, 1);
-	atomic_store(&root->i_mode, S_IFDIR | 0777);
+	atomic_store(&root->i_id, S_IFDIR | 0777);
 	atomic_store(&((struct shm_header *)base)->hand, 2);
 	fill_header((struct shm_header *)base, params, &plan);
 	munmap(base, plan.length);
@@ -321,4 +321,23 @@ int arena_state_slow(struct shmlock_arena *arena)
 	if (state & SHM_STATE_POISONED)
 		return -ENOTRECOVERABLE;
 	return state & SHM_STATE_UNLINKED ? -ESTALE : 0;
+}
+
+int arena_mark_unlinked(struct shmlock_arena *arena)
+{
+	if (arena->readonly)
+		return -EROFS;
+	atomic_fetch_or(&arena->header->state, SHM_STATE_UNLINKED);
+	return 0;
+}
+
+int arena_set_latency(struct shmlock_arena *arena, uint64_t sleep_ns, uint64_t spin_ns)
+{
+	if (arena->readonly)
+		return -EROFS;
+	if (sleep_ns > ARENA_LATENCY_MAX || spin_ns > ARENA_LATENCY_MAX)
+		return -EINVAL;
+	atomic_store(&arena->header->latency_sleep, sleep_ns);
+	atomic_store(&arena->header->latency_spin, spin_ns);
+	return 0;
 }

@@ -7,6 +7,9 @@
 #ifndef SHMLOCK_ARENA_H
 #define SHMLOCK_ARENA_H
 
+/* Longer would look like a hang. */
+#define ARENA_LATENCY_MAX 10000000000ull
+
 #include <errno.h>
 #include <stdbool.h>
 #include <sys/types.h>
@@ -44,6 +47,7 @@ struct shmlock_arena {
 	/* Guard: the process's attachment mutex (task.c). */
 	shm_word handles; /* shmlock_attach() less shmlock_close(); read without the guard */
 	uint32_t attached; /* threads of this process with a slot */
+	shm_word pins;     /* calls in progress by threads without one: the mapping stays for them */
 	struct shmlock_arena *next;
 };
 
@@ -74,9 +78,10 @@ static inline uint32_t ino_cell(uint64_t ino)
 	return (uint32_t)ino;
 }
 
-static inline uint64_t ino_make(uint32_t gen, uint32_t cell)
+/* The inode's number: the generation of its i_id, and its cell. */
+static inline uint64_t inode_number(uint64_t id, uint32_t cell)
 {
-	return (uint64_t)gen << 32 | cell;
+	return (id & ~0xffffffffull) | cell;
 }
 
 /* Offset of a word in the arena: how a word is named in shared memory. */
@@ -103,6 +108,11 @@ void arena_info(struct shmlock_arena *arena, struct shmlock_info *out);
 int arena_map(int fd, bool readonly, struct shmlock_arena **out);
 /* Requires: no thread is attached. Frees the mapping, keeps the struct (it may be pointed to). */
 void arena_unmap(struct shmlock_arena *arena);
+
+/* -EROFS when attached read-only. */
+int arena_mark_unlinked(struct shmlock_arena *arena);
+/* Over ten seconds of either: -EINVAL. */
+int arena_set_latency(struct shmlock_arena *arena, uint64_t sleep_ns, uint64_t spin_ns);
 
 /* New locks are refused in an unlinked or poisoned arena: 0, -ESTALE or -ENOTRECOVERABLE. */
 int arena_state_slow(struct shmlock_arena *arena);

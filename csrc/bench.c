@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "futex.h"
 #include "listing.h"
@@ -84,6 +88,25 @@ static int stat_path(struct bench *bench, uint64_t i)
 	return ret == -ENOENT ? 0 : ret;
 }
 
+/* The kernel's own: path is then a directory of a tmpfs. */
+static int tmpfs_create_unlink(struct bench *bench, uint64_t i)
+{
+	const char *path = bench->path[i % NAMES];
+	int fd = open(path, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		return -errno;
+	close(fd);
+	return unlink(path) ? -errno : 0;
+}
+
+static int syscall_none(struct bench *bench, uint64_t i)
+{
+	(void)bench;
+	(void)i;
+	return syscall(SYS_getpid) > 0 ? 0 : -errno;
+}
+
 /* Lock and unlock a name that was looked up before: the bare dentry lock, with its checks. */
 static int64_t lock_handle(struct bench *bench, uint64_t ops)
 {
@@ -122,6 +145,8 @@ static const struct {
 	{ "create-unlink-fresh", create_unlink_fresh },
 	{ "mkdir-rmdir", mkdir_rmdir },
 	{ "stat", stat_path },
+	{ "tmpfs-create-unlink", tmpfs_create_unlink },
+	{ "system-call", syscall_none },
 };
 #define LOOPS ((int)(sizeof(loops) / sizeof(loops[0])))
 

@@ -30,14 +30,23 @@ static void mark(struct shm_cell *c)
 			break;
 }
 
-enum step { STEP_ON, STEP_AGAIN, STEP_DONE };
+/* Raise the head's tag. */
+static void stamp(shm_word64 *head)
+{
+	uint64_t link = atomic_load_explicit(head, memory_order_relaxed);
+
+	while (!atomic_compare_exchange_weak(head, &link, next_tag(link) | (link & SHM_LINK_NEXT)))
+		;
+}
+
+enum step { STEP_ON, STEP_AGAIN, STEP_FROM_HEAD };
 
 /*
  * From link word `at`, whose value is *link, look at the next cell; take it out if it is the
- * wanted one or marked by somebody who may have died.  STEP_ON moves *at to it.
+ * wanted one or marked by somebody who may have died.  STEP_ON moves *at on.
  */
-static enum step remove_step(struct shmlock_arena *arena, uint32_t hash,
-			     shm_word64 **at, uint64_t *link, uint32_t wanted)
+static enum step remove_step(struct shmlock_arena *arena, uint32_t hash, shm_word64 **at,
+			     uint64_t *link, uint32_t wanted)
 {
 	uint32_t cell = (uint32_t)(*link & SHM_LINK_NEXT);
 	struct shm_cell *c = cell_at(arena, cell);
@@ -45,54 +54,67 @@ static enum step remove_step(struct shmlock_arena *arena, uint32_t hash,
 
 	if (!chain_member(arena, hash, c))
 		return STEP_AGAIN;
-	if (cell == wanted || (own & SHM_LINK_MARK)) {
-		if (*link & SHM_LINK_MARK) /* the predecessor is on its way out: it goes first */
-			return STEP_AGAIN;
-		if (!atomic_compare_exchange_strong(*at, link,
-						    next_tag(*link) | (own & SHM_LINK_NEXT)))
-			return STEP_AGAIN;
-		if (cell == wanted)
-			return STEP_DONE;
-		*link = atomic_load_explicit(*at, memory_order_acquire);
+	if (cell != wanted && !(own & SHM_LINK_MARK)) {
+		*at = &c->d_next;
+		*link = own;
 		return STEP_ON;
 	}
-	*at = &c->d_next;
-	*link = own;
+	if (*link & SHM_LINK_MARK) /* the predecessor is on its way out: it goes first */
+		return STEP_AGAIN;
+	if (!atomic_compare_exchange_strong(*at, link, next_tag(*link) | (own & SHM_LINK_NEXT)))
+		return STEP_AGAIN;
+	if (cell == wanted)
+		return *at == chain_head(arena, hash) ? STEP_FROM_HEAD : STEP_AGAIN;
+	*link = atomic_load_explicit(*at, memory_order_acquire);
 	return STEP_ON;
+}
+
+/*
+ * One walk. 1: it was taken out from the head itself; 0: it is not in the chain, which the head,
+ * unchanged, vouches for; -EAGAIN; -EUCLEAN.
+ */
+static int remove_walk(struct shmlock_arena *arena, uint32_t hash, uint32_t cell, uint64_t *budget)
+{
+	shm_word64 *head = chain_head(arena, hash), *at = head;
+	uint64_t link = atomic_load_explicit(at, memory_order_acquire), seen = link;
+	enum step step;
+
+	while (link & SHM_LINK_NEXT) {
+		if (!cell_valid(arena, (uint32_t)(link & SHM_LINK_NEXT)) || !--*budget)
+			return -EUCLEAN;
+		step = remove_step(arena, hash, &at, &link, cell);
+		if (step != STEP_ON)
+			return step == STEP_FROM_HEAD ? 1 : -EAGAIN;
+	}
+	return atomic_load(head) == seen ? 0 : -EAGAIN;
 }
 
 int chain_remove(struct shmlock_arena *arena, uint32_t hash, uint32_t cell)
 {
 	uint64_t budget = chain_budget(arena);
+	int ret;
 
 	mark(cell_at(arena, cell));
-	for (;;) {
-		shm_word64 *at = chain_head(arena, hash);
-		uint64_t link = atomic_load_explicit(at, memory_order_acquire);
-		enum step step = STEP_ON;
-
-		while (step == STEP_ON && (link & SHM_LINK_NEXT)) {
-			if (!cell_valid(arena, (uint32_t)(link & SHM_LINK_NEXT)) || !budget--)
-				return -EUCLEAN;
-			step = remove_step(arena, hash, &at, &link, cell);
-		}
-		if (step != STEP_AGAIN)
-			return 0;
-		if (!(budget & 1023))
-			sched_yield();
-		if (!budget--)
+	while ((ret = remove_walk(arena, hash, cell, &budget)) == -EAGAIN) {
+		if (!--budget)
 			return -EUCLEAN;
+		if (!(budget & 255))
+			sched_yield();
 	}
+	/* Out, but not by a change of the head: change it, before the cell may be used again. */
+	if (ret == 0)
+		stamp(chain_head(arena, hash));
+	return ret < 0 ? ret : 0;
 }
 
 int chain_contains(struct shmlock_arena *arena, uint32_t hash, uint32_t cell)
 {
-	uint64_t budget = chain_budget(arena), link;
+	uint64_t budget = chain_budget(arena), link, seen;
 	struct shm_cell *c;
 	uint32_t at;
 
 again:
-	link = atomic_load_explicit(chain_head(arena, hash), memory_order_acquire);
+	seen = link = atomic_load_explicit(chain_head(arena, hash), memory_order_acquire);
 	while ((at = (uint32_t)(link & SHM_LINK_NEXT))) {
 		if (!cell_valid(arena, at) || !budget--)
 			return -EUCLEAN;
@@ -103,5 +125,7 @@ again:
 		if (!chain_member(arena, hash, c))
 			goto again;
 	}
+	if (atomic_load(chain_head(arena, hash)) != seen && --budget)
+		goto again;
 	return 0;
 }

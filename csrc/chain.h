@@ -12,10 +12,12 @@
  *   was prepared in an earlier life fails (after 2^31 changes it could not: documented);
  *   a marked link never changes, until its owner has seen the cell out of the chain.
  *
- * A walker may stand on a cell that is taken out and used again elsewhere.  It notices: after
+ * A walker may stand on a cell that is taken out and used again.  Two things keep it right.  After
  * reading a cell's link it looks whether the cell still belongs to this chain, and starts again
- * if not.  Taken out and not yet reused, the frozen link still leads on; put back into the same
- * chain, it is at the head, so the walker only sees more.  So no cell that stays is missed.
+ * if not.  And it believes its walk only if the head has not changed meanwhile: a cell taken out is
+ * not used again before the head's word has changed (taken out in the middle: by its tag alone).
+ * So in a walk that is believed, no cell met was used again; one that was only taken out leads on
+ * by its frozen link.  A hit needs no such proof: it is validated by d_seq.
  */
 #ifndef SHMLOCK_CHAIN_H
 #define SHMLOCK_CHAIN_H

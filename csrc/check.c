@@ -192,7 +192,7 @@ static void check_owner(struct check *check, uint32_t cell, shm_word *word)
 static void check_inode(struct check *check, uint32_t inode)
 {
 	struct shm_cell *i = cell_at(check->arena, inode);
-	uint32_t mode = atomic_load(&i->i_mode), flags = atomic_load(&i->i_flags);
+	uint32_t mode = (uint32_t)atomic_load(&i->i_id), flags = atomic_load(&i->i_flags);
 	bool busy = atomic_load(&i->d_flags) & DCACHE_LOCK;
 
 	if (!mode || busy || check->unknown[inode])

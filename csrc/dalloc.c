@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "dalloc.h"
 
-/* Line 1 may still hold a block's entries or a text: all but i_gen starts anew. */
+/* Line 1 may still hold a block's entries or a text: all but i_id starts anew. */
 static void scrub(struct shm_cell *c)
 {
-	atomic_store_explicit(&c->i_mode, 0, memory_order_relaxed);
 	atomic_store_explicit(&c->i_flags, 0, memory_order_relaxed);
 	atomic_store_explicit(&c->i_nlink, 0, memory_order_relaxed);
 	atomic_store_explicit(&c->i_children, 0, memory_order_relaxed);

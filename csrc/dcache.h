@@ -16,7 +16,7 @@
 #include "chain.h"
 #include "name.h"
 
-/* A directory as a walker has it: if i_gen of the cell no longer fits the ino, it is gone. */
+/* A directory as a walker has it: if the generation in its i_id no longer fits, it is gone. */
 struct dir {
 	uint32_t cell;
 	uint64_t ino;
@@ -84,7 +84,7 @@ static inline uint32_t dir_flags(struct shmlock_arena *arena, const struct dir *
 	uint32_t flags = atomic_load(&inode->i_flags);
 
 	/* The generation after the flags: a reused inode's flags are not believed. */
-	*same = ino_make(atomic_load_explicit(&inode->i_gen, memory_order_acquire), dir->cell) ==
+	*same = inode_number(atomic_load_explicit(&inode->i_id, memory_order_acquire), dir->cell) ==
 		dir->ino;
 	return flags;
 }

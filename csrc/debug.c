@@ -124,6 +124,24 @@ int debug_point_set(struct shmlock_arena *arena, int i, int action, uint32_t tid
 	return 0;
 }
 
+int debug_rule_set(struct shmlock_arena *arena, int rule, int on)
+{
+	if (rule < 0 || rule >= DEBUG_RULES)
+		return -EINVAL;
+	if (on)
+		atomic_fetch_and(&arena->debug->broken_rules, ~(1ull << rule));
+	else
+		atomic_fetch_or(&arena->debug->broken_rules, 1ull << rule);
+	return 0;
+}
+
+int debug_perturb(struct shmlock_arena *arena, uint64_t seed, uint32_t ppm)
+{
+	atomic_store(&arena->debug->perturb_ppm, ppm);
+	atomic_store(&arena->debug->perturb_seed, seed);
+	return 0;
+}
+
 int debug_point_wait(struct shmlock_arena *arena, int i, int64_t deadline)
 {
 	struct shm_point *point;

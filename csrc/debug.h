@@ -32,6 +32,8 @@ const char *debug_rule_name(int rule);
 void debug_bug(const char *what, const char *file, int line) __attribute__((noreturn));
 void debug_point(struct shmlock_arena *arena, enum debug_point point);
 int debug_point_set(struct shmlock_arena *arena, int point, int action, uint32_t tid);
+int debug_rule_set(struct shmlock_arena *arena, int rule, int on);
+int debug_perturb(struct shmlock_arena *arena, uint64_t seed, uint32_t ppm);
 int debug_point_wait(struct shmlock_arena *arena, int point, int64_t deadline);
 
 static inline int debug_rule_holds(struct shmlock_arena *arena, enum debug_rule rule)

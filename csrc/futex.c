@@ -70,7 +70,6 @@ static int wait_one(shm_word *a, uint32_t a_value, int64_t deadline)
 
 int futex_wait(shm_word *a, uint32_t a_value, shm_word *b, uint32_t b_value, int64_t deadline)
 {
-	int64_t soon;
 	int ret;
 
 	if (!b)
@@ -81,13 +80,17 @@ int futex_wait(shm_word *a, uint32_t a_value, shm_word *b, uint32_t b_value, int
 			return ret;
 		atomic_store_explicit(&waitv_works, 2, memory_order_relaxed);
 	}
-	if (atomic_load_explicit(b, memory_order_relaxed) != b_value)
-		return -EAGAIN;
-	soon = futex_now() + POLL_NS;
-	if (deadline <= soon)
-		return wait_one(a, a_value, deadline);
-	ret = wait_one(a, a_value, soon);
-	return ret == -ETIMEDOUT ? 0 : ret;
+	for (;;) {
+		int64_t soon = futex_now() + POLL_NS;
+
+		if (atomic_load_explicit(b, memory_order_relaxed) != b_value)
+			return -EAGAIN;
+		if (deadline <= soon)
+			return wait_one(a, a_value, deadline);
+		ret = wait_one(a, a_value, soon);
+		if (ret != -ETIMEDOUT)
+			return ret;
+	}
 }
 
 void futex_wake_all(shm_word *word)

@@ -21,8 +21,8 @@ int64_t futex_now_coarse(void);
 /*
  * Sleep while *a == a_value and *b == b_value (b may be NULL), until somebody wakes either or the
  * deadline passes.  Returns 0 (woken: look again), -EAGAIN (a value differs), -EINTR, -ETIMEDOUT.
- * Without futex_waitv (kernel before 5.16, some sandboxes) only `a` is slept on, for at most
- * 20 ms at a time (0 is returned then), so that a change of `b` is still seen soon.
+ * Without futex_waitv (kernel before 5.16, some sandboxes) only `a` is slept on, 20 ms at a time,
+ * with a look at `b` in between.
  */
 int futex_wait(shm_word *a, uint32_t a_value, shm_word *b, uint32_t b_value, int64_t deadline);
 

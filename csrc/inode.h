@@ -14,8 +14,8 @@
 
 static inline uint64_t inode_ino(struct shmlock_arena *arena, uint32_t inode)
 {
-	return ino_make(atomic_load_explicit(&cell_at(arena, inode)->i_gen, memory_order_acquire),
-			inode);
+	return inode_number(atomic_load_explicit(&cell_at(arena, inode)->i_id, memory_order_acquire),
+			    inode);
 }
 
 static inline bool inode_is(struct shmlock_arena *arena, uint64_t ino)
@@ -25,7 +25,7 @@ static inline bool inode_is(struct shmlock_arena *arena, uint64_t ino)
 
 static inline uint32_t inode_mode(struct shmlock_arena *arena, uint32_t inode)
 {
-	return atomic_load_explicit(&cell_at(arena, inode)->i_mode, memory_order_acquire);
+	return (uint32_t)atomic_load_explicit(&cell_at(arena, inode)->i_id, memory_order_acquire);
 }
 
 /* Fill in a free inode for the name. Requires: the name's LOCK, and the redo record is written. */
@@ -33,27 +33,26 @@ static inline void inode_make(struct shmlock_arena *arena, uint32_t inode, uint3
 			      uint32_t mode)
 {
 	struct shm_cell *i = cell_at(arena, inode);
-	uint64_t gen = atomic_load_explicit(&i->i_gen, memory_order_relaxed);
+	uint64_t gen = atomic_load_explicit(&i->i_id, memory_order_relaxed) >> 32;
 
 	atomic_store_explicit(&i->i_flags, 0, memory_order_relaxed);
 	atomic_store_explicit(&i->i_nlink, 1, memory_order_relaxed);
 	atomic_store_explicit(&i->i_dentry, S_ISDIR(mode) ? name : 0, memory_order_relaxed);
 	atomic_store_explicit(&i->i_children, gen << 32, memory_order_relaxed);
 	atomic_store_explicit(&i->i_size, 0, memory_order_relaxed);
-	atomic_store_explicit(&i->i_mode, mode, memory_order_release);
+	atomic_store_explicit(&i->i_id, gen << 32 | mode, memory_order_release);
 }
 
-/* Free the inode, unless that was done already (another generation). Readers see it by i_gen. */
+/* Free the inode, unless that was done already (another generation). Readers see it by i_id. */
 static inline void inode_free(struct shmlock_arena *arena, uint64_t ino)
 {
 	struct shm_cell *i = cell_at(arena, ino_cell(ino));
 
 	if (!inode_is(arena, ino))
 		return;
-	/* The generation first: a directory's number must be dead before its cell is free. */
-	atomic_store(&i->i_gen, (uint32_t)(ino >> 32) + 1);
-	atomic_store_explicit(&i->i_nlink, 0, memory_order_release);
-	atomic_store_explicit(&i->i_mode, 0, memory_order_release);
+	atomic_store_explicit(&i->i_nlink, 0, memory_order_relaxed);
+	/* Next generation and no mode in one store: its number dies as its cell becomes free. */
+	atomic_store(&i->i_id, ((ino >> 32) + 1) << 32);
 }
 
 #endif

@@ -78,8 +78,6 @@ typedef _Atomic uint64_t shm_word64;
 #define S_DYING 0x001u /* set and cleared only together with LOCK: a removal is in progress, wait */
 #define S_DEAD 0x002u  /* removed: ENOENT. Never cleared in this inode's life; the next one starts at 0 */
 
-/* Modes as in stat(2): S_IFDIR | 0777 and so on; 0 is a free inode. */
-
 /*
  * A link of a bucket's lock-free chain (chain.c): next cell, a tag that every change raises (so
  * that a stale compare-and-swap fails), and a mark: the cell that holds it is being taken out.
@@ -107,10 +105,12 @@ struct shm_cell {
 			     * longer: byte 31 is 255, byte 30 the length, bytes 24-27 the first
 			     * text cell, bytes 0-23 the first 24 bytes of the name */
 
-	/* Line 1: the inode.  Free when i_mode is 0; claimed by the owner of this cell's LOCK. */
-	shm_word i_gen;      /* raised when the inode is freed: ino = gen << 32 | cell. Never reset */
+	/* Line 1: the inode.  Free when its mode is 0; claimed by the owner of this cell's LOCK. */
+	shm_word64 i_id;     /* generation << 32 | mode as in stat(2), 0 if free. One word, so that
+			      * freeing (next generation, no mode) is one store, which a death
+			      * cannot cut in two. The generation is never reset;
+			      * ino = generation << 32 | cell */
 	shm_word i_flags;    /* lock word of a directory: i_rwsem exclusive, S_DYING, S_DEAD */
-	shm_word i_mode;     /* 0: free. Written by its claimer, and by who drops the last link */
 	shm_word i_nlink;    /* names that point here */
 	shm_word64 i_children; /* of a directory: gen << 32 | its first block, 0 until the first
 			      * child. With the generation, so that a late creator's CAS cannot
@@ -141,7 +141,7 @@ struct shm_cell {
 
 /*
  * Blocks and texts leave three words of the cell alone, because their values must never come back
- * in a later life: d_seq, the tag in d_next, and i_gen.
+ * in a later life: d_seq, the tag in d_next, and the generation in i_id.
  */
 struct shm_block {
 	shm_word d_flags; /* lock word, SHM_BLOCK; LOCK guards b_next of the first block and the
@@ -154,8 +154,7 @@ struct shm_block {
 	/* Entries: cell of a name; 0 free.  Taken under LOCK; given back (CAS to 0) by the owner
 	 * of that name's LOCK: the entry keeps the block from being freed meanwhile. */
 	shm_word b_low[SHM_BLOCK_LOW];
-	shm_word i_gen; /* left alone */
-	shm_word spare1;
+	shm_word64 i_id; /* left alone */
 	shm_word b_high[SHM_BLOCK_ENTRIES - SHM_BLOCK_LOW];
 };
 
@@ -176,8 +175,7 @@ struct shm_text {
 	shm_word64 spare;
 	shm_word64 d_next; /* left alone */
 	shm_word64 t_low[SHM_TEXT_LOW];
-	shm_word i_gen; /* left alone */
-	shm_word spare1;
+	shm_word64 i_id; /* left alone */
 	shm_word64 t_high[SHM_TEXT_WORDS - SHM_TEXT_LOW];
 };
 
@@ -187,15 +185,15 @@ static inline shm_word64 *shm_text_word(struct shm_text *text, uint32_t i)
 }
 
 _Static_assert(sizeof(struct shm_cell) == 2 * SHM_LINE, "a cell is two cache lines");
-_Static_assert(offsetof(struct shm_cell, i_gen) == SHM_LINE, "name and inode have a line each");
+_Static_assert(offsetof(struct shm_cell, i_id) == SHM_LINE, "name and inode have a line each");
 _Static_assert(sizeof(struct shm_block) == sizeof(struct shm_cell), "a block is a cell");
 _Static_assert(sizeof(struct shm_text) == sizeof(struct shm_cell), "a text is a cell");
 #define SHM_LEFT_ALONE(type) \
 	_Static_assert(offsetof(struct type, d_seq) == offsetof(struct shm_cell, d_seq) && \
 			       offsetof(struct type, d_next) == \
 				       offsetof(struct shm_cell, d_next) && \
-			       offsetof(struct type, i_gen) == offsetof(struct shm_cell, i_gen), \
-		       #type " leaves d_seq, d_next and i_gen where they are")
+			       offsetof(struct type, i_id) == offsetof(struct shm_cell, i_id), \
+		       #type " leaves d_seq, d_next and i_id where they are")
 SHM_LEFT_ALONE(shm_block);
 SHM_LEFT_ALONE(shm_text);
 

@@ -13,8 +13,12 @@ static inline struct shm_cell *name_at(struct task *task, uint32_t name)
 
 /* ---- What a filesystem operation costs, if somebody asked for it ----------------------------- */
 
-static void latency_slow(uint64_t sleep_ns, uint64_t spin_ns)
+static COLD void latency_slow(uint64_t sleep_ns, uint64_t spin_ns)
 {
+	/* A scribbled arena may ask for years. */
+	sleep_ns = sleep_ns < ARENA_LATENCY_MAX ? sleep_ns : ARENA_LATENCY_MAX;
+	spin_ns = spin_ns < ARENA_LATENCY_MAX ? spin_ns : ARENA_LATENCY_MAX;
+
 	struct timespec t = { (time_t)(sleep_ns / 1000000000), (long)(sleep_ns % 1000000000) };
 	int64_t end;
 
@@ -196,14 +200,18 @@ static COLD int wait_dying(struct task *task, const struct dir *dir)
 
 /* The directory is dying or dead. Undoes the claim. */
 static COLD int refuse(struct task *task, const struct dir *dir, uint32_t how,
-		       const struct locked *locked, bool dead)
+		       const struct locked *locked, uint32_t flags)
 {
 	int ret;
 
-	if (dead) {
+	if (flags & S_DEAD) {
 		task_count(task, COUNT_DEAD_DIRS);
 		unclaim(task, locked, how);
 		return -ENOENT;
+	}
+	if (!(flags & DCACHE_LOCK)) { /* S_DYING without i_rwsem: one word, so it is a lie */
+		unclaim(task, locked, how);
+		return -EUCLEAN;
 	}
 	if (RULE_HOLDS(task->arena, F3)) {
 		unclaim(task, locked, how);
@@ -220,25 +228,32 @@ static inline int check_dir(struct task *task, const struct dir *dir, uint32_t h
 {
 	uint32_t flags;
 	bool same;
+	int ret = arena_state(task->arena);
 
+	/* After the claim: the arena may have lost its name while this task waited for the lock,
+	 * and another arena of that name may have given the same lock to somebody else. */
+	if (__builtin_expect(ret, 0)) {
+		unclaim(task, locked, how);
+		return ret;
+	}
 	if (!RULE_HOLDS(task->arena, DYING))
 		return 0;
 	/* (D1): after the claim, sequentially consistent; pairs with (D2) in rmdir. */
 	flags = dir_flags(task->arena, dir, &same);
 	if (__builtin_expect(!same || flags & (S_DYING | S_DEAD), 0))
-		return refuse(task, dir, how, locked, !same || flags & S_DEAD);
+		return refuse(task, dir, how, locked, same ? flags : S_DEAD);
 	PAUSE(task->arena, LOCK_CHECKED);
 	return 0;
 }
 
-int namei_lock_name(struct task *task, const struct dir *dir, const struct name_key *key,
-		    const struct found *found, uint32_t how, struct locked *out)
+/* In line, so that `how` is a constant: half of it falls away for an operation. */
+static inline __attribute__((always_inline)) int
+lock_name(struct task *task, const struct dir *dir, const struct name_key *key,
+	  const struct found *found, uint32_t how, struct locked *out)
 {
-	int ret = arena_state(task->arena);
+	int ret;
 
-	if (ret)
-		return ret;
-	if (found->cell)
+	if (__builtin_expect(found->cell, 1))
 		ret = claim(task, found, key, how, out);
 	else if (how & NAMEI_MAKE)
 		ret = make_name(task, dir, key, found, how, out);
@@ -251,7 +266,16 @@ int namei_lock_name(struct task *task, const struct dir *dir, const struct name_
 	return ret;
 }
 
-void namei_unlock_name(struct task *task, const struct locked *locked, uint32_t set, uint32_t clear)
+int namei_lock_name(struct task *task, const struct dir *dir, const struct name_key *key,
+		    const struct found *found, uint32_t how, struct locked *out)
+{
+	if (how & NAMEI_PERSON)
+		return lock_name(task, dir, key, found, NAMEI_MAKE | NAMEI_PERSON, out);
+	return lock_name(task, dir, key, found, 0, out);
+}
+
+static inline __attribute__((always_inline)) void
+unlock_name(struct task *task, const struct locked *locked, uint32_t set, uint32_t clear)
 {
 	struct shm_cell *c = name_at(task, locked->name);
 
@@ -263,6 +287,11 @@ void namei_unlock_name(struct task *task, const struct locked *locked, uint32_t 
 		set |= stock_remember(task, locked->name);
 	dlock_unlock(task, &c->d_flags, set, clear);
 	task_unhold(task, locked->name);
+}
+
+void namei_unlock_name(struct task *task, const struct locked *locked, uint32_t set, uint32_t clear)
+{
+	unlock_name(task, locked, set, clear);
 }
 
 /* ---- The redo record ---------------------------------------------------------------------------- */
@@ -338,7 +367,7 @@ static int make_once(struct task *task, const char *path, uint32_t mode)
 	if (t.found.inode && nobody_at_it(task, &t))
 		return -EEXIST;
 	PAUSE(task->arena, LOOKED_UP);
-	ret = namei_lock_name(task, &t.walk.dir, &t.key, &t.found, NAMEI_MAKE, &locked);
+	ret = lock_name(task, &t.walk.dir, &t.key, &t.found, NAMEI_MAKE, &locked);
 	if (ret)
 		return ret;
 	inode = locked.name; /* the one beside the name */
@@ -355,7 +384,7 @@ static int make_once(struct task *task, const char *path, uint32_t mode)
 		PAUSE(task->arena, MAKE_COMMITTED);
 		redo_end(task);
 	}
-	namei_unlock_name(task, &locked, 0, 0);
+	unlock_name(task, &locked, 0, 0);
 	return ret;
 }
 
@@ -384,7 +413,7 @@ static int unlink_once(struct task *task, const char *path)
 	if (ret && nobody_at_it(task, &t))
 		return ret;
 	PAUSE(task->arena, LOOKED_UP);
-	ret = namei_lock_name(task, &t.walk.dir, &t.key, &t.found, 0, &locked);
+	ret = lock_name(task, &t.walk.dir, &t.key, &t.found, 0, &locked);
 	if (ret)
 		return ret;
 	inode = ask_again(task, &t, &locked);
@@ -398,7 +427,7 @@ static int unlink_once(struct task *task, const char *path)
 		inode_free(task->arena, ino);
 		redo_end(task);
 	}
-	namei_unlock_name(task, &locked, 0, 0);
+	unlock_name(task, &locked, 0, 0);
 	return ret;
 }
 
@@ -456,8 +485,10 @@ static int drain_child(struct task *task, const struct dir *dir, uint32_t name, 
 	int ret;
 
 	while ((seen = atomic_load(word)) & DCACHE_LOCK) { /* (D2) */
-		if (!RULE_HOLDS(task->arena, DRAIN) || dlock_owner(seen) == task->id)
-			return seen & DCACHE_PERSON ? -EBUSY : 0;
+		if (!RULE_HOLDS(task->arena, DRAIN))
+			return 0;
+		if (dlock_owner(seen) == task->id) /* a child's lock of our own is a NameLock */
+			return seen & DCACHE_PERSON ? -EBUSY : -EUCLEAN;
 		if (!dlock_prepare(task, word, &seen))
 			continue;
 		/* F5, after WAITER is set: still a child?  Else it could be locked by somebody
@@ -599,25 +630,38 @@ static int rmdir_once(struct task *task, const char *path)
 	if (ret && nobody_at_it(task, &t))
 		return ret;
 	PAUSE(task->arena, LOOKED_UP);
-	ret = namei_lock_name(task, &t.walk.dir, &t.key, &t.found, 0, &locked);
+	ret = lock_name(task, &t.walk.dir, &t.key, &t.found, 0, &locked);
 	if (ret)
 		return ret;
 	inode = ask_again(task, &t, &locked);
 	ret = cell_valid(task->arena, inode) || !inode ? rmdir_error(task, inode) : -EUCLEAN;
 	if (!ret)
 		ret = remove_dir(task, &locked, inode);
-	namei_unlock_name(task, &locked, 0, 0);
+	unlock_name(task, &locked, 0, 0);
 	return ret;
 }
 
 /* ---- Whole calls ------------------------------------------------------------------------------------ */
 
-static inline bool again(struct task *task, int ret)
+/* Begun again so often without an answer: the words are a lie. Each time something had changed. */
+#define RESTARTS_MAX 1000000u
+
+bool namei_again(struct task *task, int *ret)
 {
-	if (__builtin_expect(ret != -NAMEI_RESTART, 1))
-		return false;
 	task_count(task, COUNT_RETRIES);
-	return true;
+	if (++task->restarts < 1000)
+		return true;
+	sched_yield();
+	if (!(task->restarts % 1024))
+		*ret = wait_expired(task);
+	if (task->restarts > RESTARTS_MAX)
+		*ret = -EUCLEAN;
+	return *ret == -NAMEI_RESTART || *ret == 0;
+}
+
+static inline bool again(struct task *task, int *ret)
+{
+	return __builtin_expect(*ret == -NAMEI_RESTART, 0) && namei_again(task, ret);
 }
 
 int namei_make(struct task *task, const char *path, uint32_t mode)
@@ -626,7 +670,7 @@ int namei_make(struct task *task, const char *path, uint32_t mode)
 
 	do
 		ret = make_once(task, path, mode);
-	while (again(task, ret));
+	while (again(task, &ret));
 	return ret;
 }
 
@@ -636,7 +680,7 @@ int namei_unlink(struct task *task, const char *path)
 
 	do
 		ret = unlink_once(task, path);
-	while (again(task, ret));
+	while (again(task, &ret));
 	return ret;
 }
 
@@ -646,6 +690,6 @@ int namei_rmdir(struct task *task, const char *path)
 
 	do
 		ret = rmdir_once(task, path);
-	while (again(task, ret));
+	while (again(task, &ret));
 	return ret;
 }

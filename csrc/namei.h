@@ -29,6 +29,9 @@ int namei_make(struct task *task, const char *path, uint32_t mode);
 int namei_unlink(struct task *task, const char *path);
 int namei_rmdir(struct task *task, const char *path);
 
+/* After -NAMEI_RESTART: true to begin again; false: *ret says why not (deadline, or a lie). */
+bool namei_again(struct task *task, int *ret);
+
 /* A locked name. */
 struct locked {
 	uint32_t name;
@@ -37,10 +40,11 @@ struct locked {
 };
 
 #define NAMEI_MAKE 1u   /* make the name (negative) if it is not there */
-#define NAMEI_PERSON 2u /* for a NameLock: never borrowed, DCACHE_PERSON set */
+#define NAMEI_PERSON 2u /* for a NameLock: never borrowed, made if need be, DCACHE_PERSON set */
 
 /*
- * dentry_lock: lock name `key` of directory `dir`, of which the lookup said `found`.
+ * dentry_lock: lock name `key` of directory `dir`, of which the lookup said `found`; `how` is 0 or
+ * NAMEI_PERSON.
  * Returns 0: locked, in held[], still that name, directory neither S_DYING nor S_DEAD at that
  * moment, so that no removal can complete before the unlock.  -ENOENT: the directory is dead, or
  * no such name.  -NAMEI_RESTART: begin again.  -ENOSPC and the errors of waiting.

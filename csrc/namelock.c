@@ -36,8 +36,7 @@ static int acquire_once(struct task *task, struct shmlock_name *lock, uint32_t r
 	name_key(task->arena, &key, walk.dir.ino, &walk.name);
 	ret = dcache_lookup(task->arena, &key, &found);
 	if (!ret)
-		ret = namei_lock_name(task, &walk.dir, &key, &found, NAMEI_MAKE | NAMEI_PERSON,
-				      &locked);
+		ret = namei_lock_name(task, &walk.dir, &key, &found, NAMEI_PERSON, &locked);
 	if (ret)
 		return ret;
 	/* Into names[] before out of held[]: at every instant one of the two names it (R4). */
@@ -63,11 +62,9 @@ int namelock_acquire(struct task *task, struct shmlock_name *lock)
 
 	if (record < 0)
 		return record;
-	do {
+	do
 		ret = acquire_once(task, lock, (uint32_t)record);
-		if (ret == -NAMEI_RESTART)
-			task_count(task, COUNT_RETRIES);
-	} while (ret == -NAMEI_RESTART);
+	while (ret == -NAMEI_RESTART && namei_again(task, &ret));
 	return ret;
 }
 

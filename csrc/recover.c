@@ -50,6 +50,15 @@ int recover_task_state(struct shmlock_arena *arena, uint32_t id)
 	return live_word_free(live) ? SHMLOCK_TASK_FREE : SHMLOCK_TASK_LIVE;
 }
 
+int recover_live_tasks(struct shmlock_arena *arena)
+{
+	int live = 0;
+
+	for (uint32_t id = 1; id <= arena->tasks; id++)
+		live += recover_task_state(arena, id) == SHMLOCK_TASK_LIVE;
+	return live;
+}
+
 /* ---- The operation that was in flight ------------------------------------------------------ */
 
 static void finish_rmdir(struct shmlock_arena *arena, uint32_t id, uint32_t name, uint64_t ino)
@@ -120,7 +129,8 @@ static void free_other(struct shmlock_arena *arena, uint32_t id, uint32_t cell, 
 						!dirblock_empty(arena, cell) :
 					false;
 
-	dlock_free_dead(word, id, 0, used ? 0 : SHM_FLAGS_MASK);
+	/* Nothing but its kind: a claimer for a person may have died here on a name long gone. */
+	dlock_free_dead(word, id, 0, SHM_FLAGS_MASK & ~(used ? SHM_KIND_MASK : 0));
 }
 
 /* One recorded cell. First the names, then what belongs to them. */
@@ -247,8 +257,7 @@ void recover_backstop(struct shmlock_arena *arena, uint32_t id, struct task *by)
 	uint64_t start = atomic_load(&slot->start_time);
 
 	if (live_word_dead(live) || !tid || (live & FUTEX_TID_MASK) != tid || !start ||
-	    !proc_readable() || proc_start_time(tgid, tid) == start ||
-	    atomic_load(&slot->tid) != tid)
+	    proc_judge(tgid, tid, start) != PROC_DEAD || atomic_load(&slot->tid) != tid)
 		return;
 	if (!atomic_compare_exchange_strong(word, &live, FUTEX_OWNER_DIED | FUTEX_WAITERS))
 		return;

@@ -30,6 +30,7 @@ void recover_release_slot(struct shmlock_arena *arena, struct shm_slot *slot);
 bool recover_task_holds_names(struct shm_slot *slot);
 /* Does task `id` record the lock whose word this is? If not, the word's owner is a lie. */
 bool recover_task_records(struct shmlock_arena *arena, uint32_t id, shm_word *word);
+int recover_live_tasks(struct shmlock_arena *arena);
 /* Is the slot's task live, dead, or is there none? enum shmlock_task_state. */
 int recover_task_state(struct shmlock_arena *arena, uint32_t id);
 

@@ -185,7 +185,7 @@ int snapshot_usage(struct shmlock_arena *arena, struct shmlock_usage *out)
 				out->negative++;
 		}
 		if (kind == SHM_DENTRY || kind == SHM_INODE)
-			mode = atomic_load_explicit(&c->i_mode, memory_order_relaxed);
+			mode = (uint32_t)atomic_load_explicit(&c->i_id, memory_order_relaxed);
 		out->inodes += mode != 0;
 		out->directories += S_ISDIR(mode);
 	}

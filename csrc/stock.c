@@ -62,7 +62,7 @@ static void free_text(struct shmlock_arena *arena, uint32_t name)
 bool stock_text_used(struct shmlock_arena *arena, uint32_t cell)
 {
 	struct shm_text *t = (struct shm_text *)cell_at(arena, cell);
-	uint32_t user = atomic_load(&t->t_user), text;
+	uint32_t user = atomic_load(&t->t_user), text, flags;
 	struct shm_cell *c;
 	uint64_t last;
 
@@ -70,7 +70,13 @@ bool stock_text_used(struct shmlock_arena *arena, uint32_t cell)
 		return false;
 	c = cell_at(arena, user);
 	last = atomic_load(&c->d_name[SHM_NAME_WORDS - 1]);
-	if ((atomic_load(&c->d_flags) & SHM_KIND_MASK) != SHM_DENTRY || last >> 56 != NAME_LONG)
+	flags = atomic_load(&c->d_flags);
+	if ((flags & SHM_KIND_MASK) != SHM_DENTRY)
+		return false;
+	/* Somebody is at work on the name, perhaps freeing its texts one by one: not ours to judge. */
+	if (flags & DCACHE_LOCK)
+		return true;
+	if (last >> 56 != NAME_LONG)
 		return false;
 	text = (uint32_t)last;
 	for (int i = 0; cell_valid(arena, text) && i < (int)SHM_TEXT_CELLS; i++) {
@@ -105,10 +111,24 @@ int stock_forget_name(struct shmlock_arena *arena, uint32_t cell, bool keep_list
 	return 0;
 }
 
-static inline bool reusable(struct shm_cell *c, uint32_t flags)
+/* The mark of a dead holder keeps its name, as long as anybody can ask for that name. */
+static bool mark_matters(struct shmlock_arena *arena, struct shm_cell *c)
 {
-	return (flags & (DCACHE_LOCK | DCACHE_RECOVERED | SHM_KIND_MASK)) == SHM_DENTRY &&
-	       !atomic_load_explicit(&c->d_inode, memory_order_acquire);
+	uint64_t dir = atomic_load(&c->d_parent);
+	struct shm_cell *inode;
+
+	if (!cell_valid(arena, ino_cell(dir)))
+		return false;
+	inode = cell_at(arena, ino_cell(dir));
+	return inode_number(atomic_load(&inode->i_id), ino_cell(dir)) == dir &&
+	       !(atomic_load(&inode->i_flags) & S_DEAD);
+}
+
+static inline bool reusable(struct shmlock_arena *arena, struct shm_cell *c, uint32_t flags)
+{
+	return (flags & (DCACHE_LOCK | SHM_KIND_MASK)) == SHM_DENTRY &&
+	       !atomic_load_explicit(&c->d_inode, memory_order_acquire) &&
+	       (!(flags & DCACHE_RECOVERED) || !mark_matters(arena, c));
 }
 
 /* Lock a negative name for reuse; held on success. */
@@ -117,13 +137,17 @@ static bool claim_negative(struct task *task, uint32_t cell)
 	struct shm_cell *c = cell_at(task->arena, cell);
 	uint32_t w = atomic_load_explicit(&c->d_flags, memory_order_relaxed);
 
-	if (!reusable(c, w))
+	if (!reusable(task->arena, c, w))
 		return false;
 	task_hold(task, cell);
 	if (atomic_compare_exchange_strong(&c->d_flags, &w,
 					   (w & ~DCACHE_RING) | task->owner)) {
-		/* Only now, under LOCK, is "negative" more than a guess. */
-		if (!atomic_load_explicit(&c->d_inode, memory_order_acquire)) {
+		/* Only now, under LOCK, is "negative" more than a guess, and the directory's
+		 * death (for the mark) for good. */
+		if (!atomic_load_explicit(&c->d_inode, memory_order_acquire) &&
+		    (!(w & DCACHE_RECOVERED) || !mark_matters(task->arena, c))) {
+			if (w & DCACHE_RECOVERED)
+				dlock_flags(task, &c->d_flags, 0, DCACHE_RECOVERED);
 			PAUSE(task->arena, RECYCLE_LOCKED);
 			return true;
 		}
@@ -227,9 +251,9 @@ static bool take_negative(struct task *task, uint32_t cell)
 	struct shm_cell *c = cell_at(task->arena, cell);
 
 	/* Its inode may serve another name: then only line 0 is free, and it stays a name. */
-	if (atomic_load(&c->i_mode) || !claim_negative(task, cell))
+	if ((uint32_t)atomic_load(&c->i_id) || !claim_negative(task, cell))
 		return false;
-	if (atomic_load(&c->i_mode) || stock_forget_name(task->arena, cell, false)) {
+	if ((uint32_t)atomic_load(&c->i_id) || stock_forget_name(task->arena, cell, false)) {
 		dlock_unlock(task, &c->d_flags, 0, 0);
 		task_unhold(task, cell);
 		return false;
@@ -331,9 +355,9 @@ void stock_purge_names(struct task *task, const struct dir *dir)
 		struct shm_cell *c = cell_at(task->arena, walk.name);
 
 		if (atomic_load(&c->d_parent) != dir->ino ||
-		    atomic_load(&c->i_mode) || !claim_negative(task, walk.name))
+		    (uint32_t)atomic_load(&c->i_id) || !claim_negative(task, walk.name))
 			continue;
-		if (atomic_load(&c->d_parent) != dir->ino || atomic_load(&c->i_mode) ||
+		if (atomic_load(&c->d_parent) != dir->ino || (uint32_t)atomic_load(&c->i_id) ||
 		    stock_forget_name(task->arena, walk.name, false)) {
 			dlock_unlock(task, &c->d_flags, 0, 0);
 			task_unhold(task, walk.name);

@@ -33,8 +33,10 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static void forget_parent(void)
 {
 	task_current = NULL; /* the parent's; a few bytes are lost in the child */
-	for (struct shmlock_arena *arena = arenas; arena; arena = arena->next)
+	for (struct shmlock_arena *arena = arenas; arena; arena = arena->next) {
 		arena->attached = 0;
+		atomic_store(&arena->pins, 0); /* calls of threads that the child does not have */
+	}
 	pthread_setspecific(thread_key, NULL);
 	*task_fork_guard = 1;
 }
@@ -68,6 +70,8 @@ static void thread_ends(void *list)
 	task_current = NULL;
 	for (; task; task = next) {
 		next = task->next;
+		/* (It stays counted in `attached`: its mutex must stay mapped until the kernel has
+		 * walked the thread's robust list.) */
 		if (task->held || atomic_load(&task->slot->held_dir) ||
 		    recover_task_holds_names(task->slot))
 			continue;
@@ -173,24 +177,20 @@ static int lock_file(struct shmlock_arena *arena)
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", arena->fd);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd >= 0 && flock(fd, LOCK_SH)) {
-		close(fd);
-		fd = -1;
-	}
-	return fd; /* -1, no /proc: then force-unlink is only seen at the next lock */
+	if (fd < 0)
+		return -1; /* no /proc: then a forced unlink is only seen at the next lock */
+	while (flock(fd, LOCK_SH) && errno == EINTR)
+		;
+	return fd;
 }
 
-static int attach_thread(struct shmlock_arena *arena, struct task **out)
+/* Requires: attach_mutex, and the file lock. */
+static int attach_thread(struct shmlock_arena *arena, struct task *task)
 {
-	struct task *task = calloc(1, sizeof(*task));
-	size_t size;
-	int fd, ret;
+	int ret;
 
-	if (!task)
-		return -ENOMEM;
-	task->arena = arena;
-	syscall(SYS_get_robust_list, 0, &task->robust, &size);
-	fd = lock_file(arena);
+	if (!atomic_load(&arena->handles))
+		return -EBADF;
 	ret = slot_find(task);
 	if (!ret)
 		ret = arena_state(arena);
@@ -198,24 +198,51 @@ static int attach_thread(struct shmlock_arena *arena, struct task **out)
 		recover_release_slot(task->arena, task->slot);
 		pthread_mutex_unlock(&task->slot->live);
 	}
-	if (fd >= 0)
-		close(fd);
-	if (ret) {
-		free(task);
+	if (ret)
 		return ret;
-	}
 	arena->attached++;
 	task->next = task_current;
 	task_current = task;
 	pthread_setspecific(thread_key, task);
-	*out = task;
 	return 0;
+}
+
+/*
+ * The file lock first, and without attach_mutex: unlink() may hold it for long, and fork() waits
+ * for attach_mutex with Python's big lock in hand, which that unlink() may need.
+ */
+static int new_task(struct shmlock_arena *arena, struct task **out)
+{
+	struct task *task = calloc(1, sizeof(*task));
+	size_t size;
+	int fd, ret;
+
+	if (!task)
+		return -ENOMEM;
+	ret = task_pin(arena);
+	if (ret) {
+		free(task);
+		return ret;
+	}
+	task->arena = arena;
+	syscall(SYS_get_robust_list, 0, &task->robust, &size);
+	fd = lock_file(arena);
+	pthread_mutex_lock(&attach_mutex);
+	ret = attach_thread(arena, task);
+	pthread_mutex_unlock(&attach_mutex);
+	if (fd >= 0)
+		close(fd);
+	task_unpin(arena);
+	if (ret)
+		free(task);
+	else
+		*out = task;
+	return ret;
 }
 
 int task_enter_slow(struct shmlock_arena *arena, struct task **out)
 {
 	struct task *task, **link;
-	int ret = 0;
 
 	if (!arena)
 		return -EBADF;
@@ -242,17 +269,15 @@ int task_enter_slow(struct shmlock_arena *arena, struct task **out)
 		*out = task;
 		return 0;
 	}
-	pthread_mutex_lock(&attach_mutex);
-	ret = arena->handles ? attach_thread(arena, out) : -EBADF;
-	pthread_mutex_unlock(&attach_mutex);
-	return ret;
+	return new_task(arena, out);
 }
 
 static void drop_if_unused(struct shmlock_arena *arena)
 {
 	struct shmlock_arena **link = &arenas;
 
-	if (arena->handles || arena->attached)
+	if (atomic_load(&arena->handles) || arena->attached || atomic_load(&arena->pins) ||
+	    !arena->base)
 		return;
 	while (*link && *link != arena)
 		link = &(*link)->next;
@@ -260,6 +285,27 @@ static void drop_if_unused(struct shmlock_arena *arena)
 		*link = arena->next;
 	/* The struct itself stays: a NameLock or a stale caller may still point to it. */
 	arena_unmap(arena);
+}
+
+int task_pin(struct shmlock_arena *arena)
+{
+	if (!arena)
+		return -EBADF;
+	/* Pin, then look: whoever takes the last handle away looks for pins after that. */
+	atomic_fetch_add(&arena->pins, 1);
+	if (atomic_load(&arena->handles))
+		return 0;
+	task_unpin(arena);
+	return -EBADF;
+}
+
+void task_unpin(struct shmlock_arena *arena)
+{
+	if (atomic_fetch_sub(&arena->pins, 1) != 1 || atomic_load(&arena->handles))
+		return;
+	pthread_mutex_lock(&attach_mutex);
+	drop_if_unused(arena);
+	pthread_mutex_unlock(&attach_mutex);
 }
 
 void task_leave(struct task *task)

@@ -17,7 +17,7 @@
 
 #include <linux/futex.h>
 
-#include "arena.h"
+#include "debug.h"
 
 #define TASK_HINTS 8u
 
@@ -34,6 +34,7 @@ struct task {
 	int64_t deadline; /* absolute; 0: not needed yet, so no clock was read */
 	int64_t waiting_since; /* this call's wait for this word began; 0: it has not waited */
 	shm_word *waiting_word;
+	uint32_t restarts; /* of the call in progress */
 	bool interrupted; /* the last wait ended by a signal, so the next call goes on with it */
 	uint32_t orphan_looks, unrecorded; /* how often a word looked like a lie, see wait.c */
 	shm_word *unrecorded_word;
@@ -65,6 +66,13 @@ static inline int task_enter(struct shmlock_arena *arena, struct task **out)
 	return task_enter_slow(arena, out);
 }
 
+/*
+ * Keep the mapping for the length of a call by a thread that has no task here (and needs none: it
+ * only reads).  -EBADF when the arena is closed.
+ */
+int task_pin(struct shmlock_arena *arena);
+void task_unpin(struct shmlock_arena *arena);
+
 /* This thread's task, NULL when it has none yet. */
 struct task *task_find(struct shmlock_arena *arena);
 /* End the thread's task. Requires: it holds nothing. May unmap the arena (last one, closed). */
@@ -77,6 +85,7 @@ int task_close_arena(struct shmlock_arena *arena);
 /* Rule R4: say so in the slot, then claim. Returns -ENOLCK when the operation holds too many. */
 static inline void task_hold(struct task *task, uint32_t cell)
 {
+	SHM_BUG_ON(task->held >= SHM_HELD);
 	atomic_store_explicit(&task->slot->held[task->held], cell, memory_order_relaxed);
 	task->held++;
 	/* Program order is enough: the claiming CAS is a release, and a dead thread's stores up

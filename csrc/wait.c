@@ -10,6 +10,7 @@
 /* A sleep's longest stretch: bounds how late an unmarked death is found, and a signal that came
  * just before the system call.  Nothing but lateness hangs on it. */
 #define CAP_NS 500000000
+#define CIRCLE_NS 10000000
 
 /* A word owned by a free slot means that its owner is leaving just now: look again, so often. */
 #define ORPHAN_LOOKS 20000u
@@ -41,6 +42,8 @@ void wait_begin(struct task *task, int64_t timeout)
 	if (!task->interrupted)
 		task->waiting_since = 0;
 	task->interrupted = false;
+	task->restarts = 0;
+	task->orphan_looks = 0;
 }
 
 /* ---- Publishing -------------------------------------------------------------------------- */
@@ -50,12 +53,12 @@ static void publish(struct task *task, enum shm_wait_kind kind, shm_word *word, 
 	struct shm_slot *slot = task->slot;
 
 	/* Even: nobody believes these yet. */
-	atomic_store_explicit(&slot->wait_kind, kind, memory_order_relaxed);
+	atomic_store_explicit(&slot->wait_kind, kind, memory_order_release);
 	atomic_store_explicit(&slot->wait_word, word_offset(task->arena, word),
-			      memory_order_relaxed);
-	atomic_store_explicit(&slot->wait_cell, cell, memory_order_relaxed);
+			      memory_order_release);
+	atomic_store_explicit(&slot->wait_cell, cell, memory_order_release);
 	atomic_store_explicit(&slot->wait_since, (uint64_t)task->waiting_since,
-			      memory_order_relaxed);
+			      memory_order_release);
 	/* Odd.  Sequentially consistent: of two tasks that close a circle at the same time, each
 	 * publishes and then reads the other's, so at least one sees the whole circle. */
 	atomic_fetch_add(&slot->wait_seq, 1);
@@ -95,20 +98,43 @@ bool wait_read(struct shmlock_arena *arena, uint32_t id, struct wait_edge *out)
 
 /* ---- Circles ----------------------------------------------------------------------------- */
 
-static bool on_path(const struct wait_circle *circle, uint32_t id)
+/*
+ * Who gives up: the youngest waiter that holds a person's lock.  A circle without any cannot
+ * come from our rules (docs/locking.md); should it, somebody gives up all the same.
+ */
+static bool gives_up_before(const struct wait_edge *a, const struct wait_edge *b)
 {
-	for (uint32_t i = 0; i < circle->edges; i++)
-		if (circle->edge[i].task == id)
-			return true;
-	return false;
+	if (a->person != b->person)
+		return a->person;
+	return a->since > b->since || (a->since == b->since && a->task > b->task);
 }
 
-static bool still_so(struct shmlock_arena *arena, const struct wait_edge *edge)
+/* Once round: its length, 0 if it does not close; `sum` tells this very circle from another. */
+static uint32_t go_round(struct shmlock_arena *arena, uint32_t id, struct wait_circle *out,
+			 uint64_t *sum)
 {
-	struct wait_edge now;
+	uint32_t at = id, length = 0, mark = 0;
+	struct wait_edge edge;
 
-	return wait_read(arena, edge->task, &now) && now.seq == edge->seq &&
-	       now.owner == edge->owner;
+	*sum = 0;
+	out->edges = 0;
+	do {
+		if (!wait_read(arena, at, &edge) || !edge.owner)
+			return 0;
+		if (out->edges < WAIT_CIRCLE_MAX)
+			out->edge[out->edges++] = edge;
+		if (!length || gives_up_before(&edge, &out->loser))
+			out->loser = edge;
+		*sum = (*sum ^ edge.seq ^ (uint64_t)edge.task << 32) * 0x9e3779b97f4a7c15ull;
+		/* A circle that this task only leads to: met again a task left behind as a mark
+		 * (Brent: the marks lie ever further apart). */
+		if (edge.owner == mark || ++length > arena->tasks)
+			return 0;
+		if (!(length & (length - 1)))
+			mark = edge.owner;
+		at = edge.owner;
+	} while (at != id);
+	return length;
 }
 
 /*
@@ -117,60 +143,32 @@ static bool still_so(struct shmlock_arena *arena, const struct wait_edge *edge)
  */
 bool wait_circle_from(struct shmlock_arena *arena, uint32_t id, struct wait_circle *out)
 {
-	uint32_t at = id;
+	uint64_t first, second;
 
 	out->arena = arena;
-	out->edges = 0;
-	do {
-		struct wait_edge *edge = &out->edge[out->edges];
-
-		if (out->edges == WAIT_CIRCLE_MAX || !wait_read(arena, at, edge) || !edge->owner)
-			return false;
-		out->edges++;
-		at = edge->owner;
-		if (at != id && on_path(out, at))
-			return false; /* a circle, but this task only leads to it */
-	} while (at != id);
-	for (uint32_t i = 0; i < out->edges; i++)
-		if (!still_so(arena, &out->edge[i]))
-			return false;
-	return true;
+	out->length = go_round(arena, id, out, &first);
+	return out->length && go_round(arena, id, out, &second) == out->length && first == second;
 }
 
 /*
- * Who gives up: the youngest waiter that holds a person's lock.  A circle without any cannot
- * come from our rules (docs/locking.md); should it, somebody gives up all the same.
+ * Every member works this out for itself, from the same words, so exactly one gives up.
+ * Returns -EDEADLK: it is this task; 1: another one, which was told; 0: no circle.
  */
-static const struct wait_edge *victim(const struct wait_circle *circle)
-{
-	const struct wait_edge *best = NULL;
-
-	for (uint32_t i = 0; i < circle->edges; i++) {
-		const struct wait_edge *e = &circle->edge[i];
-
-		if (!best || e->person > best->person ||
-		    (e->person == best->person &&
-		     (e->since > best->since || (e->since == best->since && e->task > best->task))))
-			best = e;
-	}
-	return best;
-}
-
-/* Every member works this out for itself, from the same words, so exactly one gives up. */
 static int check_circle(struct task *task)
 {
 	struct wait_circle *circle = &wait_last_circle;
-	const struct wait_edge *loser;
+	shm_word *word;
 
 	if (!wait_circle_from(task->arena, task->id, circle))
 		return 0;
-	loser = victim(circle);
-	if (loser->task == task->id) {
+	if (circle->loser.task == task->id) {
 		task_count(task, COUNT_DEADLOCKS);
 		return -EDEADLK;
 	}
-	futex_wake_all(word_at(task->arena, loser->word));
-	return 0;
+	word = word_at(task->arena, circle->loser.word);
+	if (word)
+		futex_wake_all(word);
+	return 1;
 }
 
 /* ---- Sleeping ---------------------------------------------------------------------------- */
@@ -186,6 +184,11 @@ static int deadline_passed(struct task *task, int64_t now)
 		return 0;
 	task_count(task, COUNT_TIMEOUTS);
 	return -ETIMEDOUT;
+}
+
+int wait_expired(struct task *task)
+{
+	return deadline_passed(task, futex_now());
 }
 
 /* The owner's liveness word, with FUTEX_WAITERS set (rule R1); or a reason to look again. */
@@ -262,10 +265,12 @@ int wait_for(struct task *task, enum shm_wait_kind kind, shm_word *word, uint32_
 	     uint32_t cell)
 {
 	uint32_t owner = (value & SHM_OWNER_MASK) >> SHM_OWNER_SHIFT, live = 0;
-	int64_t now, until;
+	int64_t now, until, cap;
 	bool capped;
-	int ret;
+	int ret = arena_state(task->arena);
 
+	if (ret)
+		return ret;
 	if (!task_valid(task->arena, owner))
 		return -EUCLEAN;
 	ret = watch_owner(task, owner, &live);
@@ -280,12 +285,14 @@ int wait_for(struct task *task, enum shm_wait_kind kind, shm_word *word, uint32_
 		task->waiting_word = word;
 	}
 	until = task->timeout == SHMLOCK_FOREVER ? FUTEX_NO_DEADLINE : task->deadline;
-	capped = until - now > CAP_NS;
 	publish(task, kind, word, cell);
 	ret = check_circle(task);
-	if (!ret) {
+	/* Who is to give up may not have been asleep yet when it was woken: look again soon. */
+	cap = ret > 0 ? CIRCLE_NS : CAP_NS;
+	capped = until - now > cap;
+	if (ret >= 0) {
 		task_count(task, COUNT_SLEEPS);
-		ret = sleep_on_both(task, word, value, owner, live, capped ? now + CAP_NS : until);
+		ret = sleep_on_both(task, word, value, owner, live, capped ? now + cap : until);
 	}
 	unpublish(task);
 	if (ret == -EAGAIN)
@@ -293,8 +300,9 @@ int wait_for(struct task *task, enum shm_wait_kind kind, shm_word *word, uint32_
 	if (ret == -EINTR)
 		task_count(task, COUNT_INTERRUPTED);
 	else if (ret == -ETIMEDOUT)
-		ret = capped ? at_cap(task, word, value, owner) :
-			       deadline_passed(task, futex_now());
+		ret = !capped	     ? deadline_passed(task, futex_now()) :
+		      cap == CAP_NS ? at_cap(task, word, value, owner) :
+				      0;
 	task->interrupted = ret == -EINTR;
 	return ret;
 }

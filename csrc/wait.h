@@ -23,7 +23,7 @@
 #include "task.h"
 
 /* Who waits for whom, found by following the published waits. */
-#define WAIT_CIRCLE_MAX 128u
+#define WAIT_CIRCLE_MAX 128u /* told of; found are circles of any length */
 struct wait_edge {
 	uint32_t task, seq;   /* the waiter, and which of its waits */
 	uint32_t kind, cell;  /* what for */
@@ -33,14 +33,19 @@ struct wait_edge {
 };
 struct wait_circle {
 	struct shmlock_arena *arena;
-	uint32_t edges;
+	uint32_t length; /* waiters on the circle */
+	uint32_t edges;  /* as many of them as are told, from the one asked about */
 	struct wait_edge edge[WAIT_CIRCLE_MAX];
+	struct wait_edge loser; /* who gives up */
 };
 /* The circle of this thread's last -EDEADLK. */
 extern _Thread_local struct wait_circle wait_last_circle;
 
 /* Begin a call that may wait: `timeout` as in shmlock.h. No clock is read. */
 void wait_begin(struct task *task, int64_t timeout);
+
+/* -ETIMEDOUT if the call's deadline has passed, else 0. */
+int wait_expired(struct task *task);
 
 /*
  * Sleep until the word may have changed.  `value` was seen in it, with LOCK and WAITER set.

@@ -201,6 +201,8 @@ int walk_path_of(struct shmlock_arena *arena, uint32_t cell, char *buf, size_t s
 	if (!cell_valid(arena, cell) || size < 2)
 		return -EINVAL;
 	kind = atomic_load(&cell_at(arena, cell)->d_flags) & SHM_KIND_MASK;
+	if (kind != SHM_DENTRY && cell != SHM_ROOT)
+		return -ENOENT;
 	for (int depth = 0; kind == SHM_DENTRY && depth < DEPTH_MAX; depth++) {
 		ret = read_name(arena, cell, name, &length, &parent);
 		if (ret)
