@@ -91,7 +91,8 @@ int dalloc(struct task *task, const struct dir *dir, const struct name_key *key,
 		if (!atomic_load_explicit(&cell_at(arena, *name)->d_block, memory_order_relaxed))
 			ret = dirblock_add(task, dir, *name);
 	}
-	for (uint32_t i = 0; i < texts; i++) {
+	/* From the head: what is still locked is then held, and recovery can follow the rest. */
+	for (uint32_t i = texts; i-- > 0;) {
 		if (ret) {
 			stock_put(task, text[i]);
 			continue;
@@ -113,6 +114,11 @@ bool dalloc_publish(struct task *task, const struct name_key *key, uint64_t buck
 {
 	if (!chain_push(task->arena, key->hash, bucket, name))
 		return false;
+	/* Who set WAITER for the name that this cell was (a recycled one) must be woken: F4 made him
+	 * look before the name changed, and the new name's lock may be held for hours.  After the
+	 * push, a full barrier: who sets WAITER later sees the new name. */
+	if (atomic_load(&cell_at(task->arena, name)->d_flags) & DCACHE_LOCK_WAITER)
+		stock_rekind(task, name, SHM_DENTRY);
 	PAUSE(task->arena, NAME_HASHED);
 	task_count(task, COUNT_NAMES_MADE);
 	return true;

@@ -96,7 +96,8 @@ static int lock_first(struct task *task, uint64_t dir, uint32_t first)
 		else if (!task->timeout && patience--)
 			sched_yield(); /* "do not wait" is about names; this lasts some 50 ns */
 		else if (dlock_prepare(task, &b->d_flags, &seen))
-			ret = wait_for(task, SHM_WAIT_NAME, &b->d_flags, seen, first);
+			ret = wait_for(task, SHM_WAIT_LIST, &b->d_flags, seen,
+				       atomic_load(&cell_at(task->arena, ino_cell(dir))->i_dentry));
 	}
 	if (!ret && !is_block_of(task->arena, first, dir)) {
 		dlock_unlock(task, &b->d_flags, 0, 0);

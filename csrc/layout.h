@@ -243,6 +243,7 @@ enum shm_wait_kind {
 	SHM_WAIT_RWSEM, /* a directory's i_rwsem */
 	SHM_WAIT_RENAME_LOCK, /* RENAME_LOCK of a directory */
 	SHM_WAIT_GLOBAL, /* rename_lock or s_vfs_rename_mutex */
+	SHM_WAIT_LIST,  /* a directory's list of names: its first block's LOCK, some 50 ns */
 	SHM_WAIT_KINDS
 };
 

@@ -82,7 +82,7 @@ void task_leave(struct task *task);
 int task_attach_arena(int fd, bool readonly, struct shmlock_arena **out);
 int task_close_arena(struct shmlock_arena *arena);
 
-/* Rule R4: say so in the slot, then claim. Returns -ENOLCK when the operation holds too many. */
+/* Rule R4: say so in the slot, then claim. No operation holds more than six (see dalloc.c). */
 static inline void task_hold(struct task *task, uint32_t cell)
 {
 	SHM_BUG_ON(task->held >= SHM_HELD);

@@ -27,6 +27,7 @@ const char *wait_kind_name(int kind)
 		[SHM_WAIT_RWSEM] = "i_rwsem",
 		[SHM_WAIT_RENAME_LOCK] = "RENAME_LOCK",
 		[SHM_WAIT_GLOBAL] = "rename_lock",
+		[SHM_WAIT_LIST] = "list of names",
 	};
 
 	return kind > 0 && kind < SHM_WAIT_KINDS ? names[kind] : "";
@@ -224,7 +225,8 @@ static int sleep_on_both(struct task *task, shm_word *word, uint32_t value, uint
 	struct robust_list_head *robust = task->robust;
 	int ret;
 
-	/* Rule R2.  glibc uses this pointer only inside its own mutex calls; we make none here. */
+	/* Rule R2.  glibc uses this pointer only inside its own mutex calls; the one in
+	 * recover_task() leaves it NULL, when there is nothing more to pass on. */
 	robust->list_op_pending =
 		(struct robust_list *)((char *)live_word - robust->futex_offset);
 	atomic_signal_fence(memory_order_seq_cst);

@@ -166,13 +166,18 @@ class Arena(Namespace):
         Stored in the arena: it concerns all who use it.  Experiments only.
 
         Args:
-            sleep: seconds to sleep.
-            spin: seconds to keep the processor busy.
+            sleep: seconds to sleep, at most 10.
+            spin: seconds to keep the processor busy, at most 10.
+
+        Raises:
+            ValueError: negative, or over 10 seconds.
         """
         sleep_ns, spin_ns = _lib.nanoseconds(sleep, "sleep"), _lib.nanoseconds(spin, "spin")
         if FOREVER in (sleep_ns, spin_ns):
             raise TypeError("sleep and spin must be numbers, not None")
         rc = self._lib.shmlock_set_latency(self._pointer, sleep_ns, spin_ns)
+        if rc == -errno.EINVAL:
+            raise ValueError("sleep and spin are at most 10 seconds")
         if rc < 0:
             raise self._failure(rc)
 
