@@ -296,7 +296,9 @@ int arena_map(int fd, bool readonly, struct shmlock_arena **out)
 	arena->tasks = header.tasks;
 	arena->bucket_mask = plan.buckets - 1;
 	arena->locking = header.locking;
-	arena->stock_max = clamp(header.dentries / 128, 1, SHM_STOCK_MAX);
+	/* All tasks' stocks together keep a quarter of the cells at most (or one each). */
+	arena->stock_max = clamp(header.dentries / 4 / header.tasks, 1,
+				 clamp(header.dentries / 128, 1, SHM_STOCK_MAX));
 	arena->ring_max = clamp(header.dentries / 16, 4, SHM_RING_MAX);
 	arena->readonly = readonly;
 	arena->fd = fd;

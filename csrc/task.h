@@ -46,7 +46,9 @@ struct task {
 	struct task *next;  /* this thread's other arenas */
 };
 
-extern _Thread_local struct task *task_current; /* the thread's list, last used first */
+/* The thread's list, last used first.  Initial-exec: one load instead of a call per access; eight
+ * bytes of the room that glibc keeps for libraries loaded late. */
+extern _Thread_local struct task *task_current __attribute__((tls_model("initial-exec")));
 extern uint32_t *task_fork_guard; /* 1; a page that a forked child sees as 0 */
 
 int task_enter_slow(struct shmlock_arena *arena, struct task **out);
