@@ -93,7 +93,7 @@ static int lock_first(struct task *task, uint64_t dir, uint32_t first)
 	while (!ret && !dlock_try(task, &b->d_flags, 0, 0, &seen)) {
 		if (!is_block_of(task->arena, first, dir))
 			ret = -ENOENT;
-		else if (!task->timeout && patience--)
+		else if (!task->timeout && patience-- > 0)
 			sched_yield(); /* "do not wait" is about names; this lasts some 50 ns */
 		else if (dlock_prepare(task, &b->d_flags, &seen))
 			ret = wait_for(task, SHM_WAIT_LIST, &b->d_flags, seen,

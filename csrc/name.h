@@ -59,7 +59,7 @@ static inline uint64_t name_fold(uint64_t a, uint64_t b)
 	return (uint64_t)product ^ (uint64_t)(product >> 64);
 }
 
-static inline uint64_t name_load8(const char *p)
+__attribute__((no_sanitize("address,thread"))) static inline uint64_t name_load8(const char *p)
 {
 	uint64_t word;
 

@@ -358,6 +358,8 @@ static int make_once(struct task *task, const char *path, uint32_t mode)
 	uint32_t inode;
 	int ret = look_up(task, path, &t);
 
+	if (ret == -ENAMETOOLONG && t.walk.slash && !S_ISDIR(mode))
+		return -EISDIR; /* open(2) looks at the slash first */
 	if (ret)
 		return ret;
 	if (t.walk.last != WALK_NORM)

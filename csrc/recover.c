@@ -107,6 +107,7 @@ static void free_name(struct shmlock_arena *arena, uint32_t id, uint32_t cell)
 	bool hashed = !(seq & 1) && !(atomic_load(&c->d_next) & SHM_LINK_MARK) &&
 		      chain_contains(arena, hash, cell) == 1;
 
+	atomic_store(&c->d_occupant, 0); /* the judge's mark of the dead task */
 	if (hashed) {
 		/* The pointer's second store may be missing: rule M9 wants it before the unlock. */
 		atomic_store(&c->d_seq, seq + 2);

@@ -46,9 +46,7 @@ struct task {
 	struct task *next;  /* this thread's other arenas */
 };
 
-/* The thread's list, last used first.  Initial-exec: one load instead of a call per access; eight
- * bytes of the room that glibc keeps for libraries loaded late. */
-extern _Thread_local struct task *task_current __attribute__((tls_model("initial-exec")));
+extern _Thread_local struct task *task_current; /* the thread's list, last used first */
 extern uint32_t *task_fork_guard; /* 1; a page that a forked child sees as 0 */
 
 int task_enter_slow(struct shmlock_arena *arena, struct task **out);

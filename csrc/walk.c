@@ -121,8 +121,12 @@ static int walk_components(struct shmlock_arena *arena, const char *path, struct
 	while (*p == '/')
 		p++;
 	while (*p) {
-		if (name_scan(p, &walk->name) > SHM_NAME_MAX)
+		if (name_scan(p, &walk->name) > SHM_NAME_MAX) {
+			/* Is it the last one, with a slash? Some errors come before this one. */
+			rest = p + strcspn(p, "/");
+			walk->slash = *rest && !rest[strspn(rest, "/")];
 			return -ENAMETOOLONG;
+		}
 		rest = p + walk->name.length;
 		while (*rest == '/')
 			rest++;
@@ -144,8 +148,10 @@ int walk_parent(struct shmlock_arena *arena, const char *path, struct walk *walk
 	int ret = walk_components(arena, path, walk);
 
 	/* A path that is too long is too long wherever its first part leads. */
-	if (__builtin_expect(ret < 0, 0) && strnlen(path, WALK_PATH_MAX + 1) > WALK_PATH_MAX)
+	if (__builtin_expect(ret < 0, 0) && strnlen(path, WALK_PATH_MAX + 1) > WALK_PATH_MAX) {
+		walk->slash = false;
 		return -ENAMETOOLONG;
+	}
 	return ret;
 }
 
