@@ -159,7 +159,8 @@ static int add_block(struct task *task, const struct dir *dir, uint32_t name, ui
 		drop_block(task, block, name);
 		return -EUCLEAN;
 	}
-	ret = lock_first(task, dir->ino, first);
+	/* The directory may have died since, and its first block be the very cell we got. */
+	ret = first == block ? -ENOENT : lock_first(task, dir->ino, first);
 	if (ret) {
 		drop_block(task, block, name);
 		return ret;

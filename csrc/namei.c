@@ -90,7 +90,8 @@ static COLD int claim_wait(struct task *task, const struct name_key *key, uint32
 		if (dlock_owner(*seen) == task->id && (*seen & DCACHE_PERSON) &&
 		    !(how & NAMEI_PERSON)) {
 			out->borrowed = true;
-			task_unhold(task, out->name);
+			if (RULE_HOLDS(task->arena, R4))
+				task_unhold(task, out->name);
 			return 0;
 		}
 		if (!dlock_prepare(task, word, seen))
@@ -101,7 +102,8 @@ static COLD int claim_wait(struct task *task, const struct name_key *key, uint32
 		if (!ret)
 			ret = wait_for(task, SHM_WAIT_NAME, word, *seen, out->name);
 		if (ret) {
-			task_unhold(task, out->name);
+			if (RULE_HOLDS(task->arena, R4))
+				task_unhold(task, out->name);
 			return ret;
 		}
 	} while (!claim_try(task, out->name, how, seen));
@@ -124,10 +126,10 @@ static inline int claim(struct task *task, const struct found *found, const stru
 		if (ret || out->borrowed)
 			return ret;
 	}
-	if (!RULE_HOLDS(task->arena, R4))
-		task_hold(task, out->name);
 	out->recovered = (how & NAMEI_PERSON) && (seen & DCACHE_RECOVERED);
 	PAUSE(task->arena, LOCK_CLAIMED);
+	if (!RULE_HOLDS(task->arena, R4))
+		task_hold(task, out->name);
 	/* The same d_seq as at the lookup says it at once; else it may have changed and come back. */
 	if (__builtin_expect(atomic_load_explicit(&name_at(task, out->name)->d_seq,
 						  memory_order_acquire) == found->seq,

@@ -2,7 +2,7 @@
 # Builds the C core without Python, under a sanitizer, and works it hard: threads on one mapping,
 # and (not for TSan, which sees only threads) processes that are killed.
 #
-#     tests/c/run.sh [--seconds S] [--seed N] asan|ubsan|tsan|plain ...
+#     tests/c/run.sh [--seconds S] [--seed N] [--build release|debug] asan|ubsan|tsan|plain ...
 #
 # Exit status: 0 pass; 1 a report or a wrong answer; 77 a sanitizer's runtime is missing here.
 # Sanitizers have no suppressions. With a seed that failed before, the same mix runs again.
@@ -12,11 +12,13 @@ cd "$(dirname "$0")/../.."
 seconds=3
 seed=$RANDOM
 dentries=160 # so few that names are reclaimed, and some do not fit
+builds=(release debug)
 sanitizers=()
 while [ $# -gt 0 ]; do
   case $1 in
     --seconds) seconds=$2; shift ;;
     --seed) seed=$2; shift ;;
+    --build) builds=("$2"); shift ;;
     asan | ubsan | tsan | plain) sanitizers+=("$1") ;;
     *) sed -n 's/^# \?//p' "$0" | sed -n '2,8p' >&2; exit 2 ;;
   esac
@@ -81,7 +83,7 @@ for sanitizer in "${sanitizers[@]}"; do
     cat "$work/probe-$sanitizer.log" >&2
     exit 77
   fi
-  for build in release debug; do
+  for build in "${builds[@]}"; do
     macro=()
     [ $build = release ] || macro=(-DSHMLOCK_DEBUG=1)
     compile "$sanitizer" $build "${macro[@]}"

@@ -20,6 +20,7 @@
 #define WORKERS 16
 #define OWN_NAMES 20
 #define GUARDS 6
+#define ROUNDS 20
 
 /* What the model says of an own name. */
 enum own { ABSENT, IS_FILE, IS_DIR, FULL_DIR, UNSURE };
