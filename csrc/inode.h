@@ -51,8 +51,9 @@ static inline void inode_free(struct shmlock_arena *arena, uint64_t ino)
 	if (!inode_is(arena, ino))
 		return;
 	atomic_store_explicit(&i->i_nlink, 0, memory_order_relaxed);
-	/* Next generation and no mode in one store: its number dies as its cell becomes free. */
-	atomic_store(&i->i_id, ((ino >> 32) + 1) << 32);
+	/* Next generation and no mode in one store: its number dies as its cell becomes free.
+	 * A release is enough: who must not miss a directory's death sees S_DEAD (D1). */
+	atomic_store_explicit(&i->i_id, ((ino >> 32) + 1) << 32, memory_order_release);
 }
 
 #endif

@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "futex.h"
+#include "recover.h"
 
 static inline struct shm_cell *name_at(struct task *task, uint32_t name)
 {
@@ -339,7 +340,12 @@ static int look_up(struct task *task, const char *path, struct target *t)
 /* The lookup's answer may be given as it is, if nobody is at work on the name just now. */
 static bool nobody_at_it(struct task *task, const struct target *t)
 {
-	return !t->found.cell || !(atomic_load(&name_at(task, t->found.cell)->d_flags) & DCACHE_LOCK);
+	struct shm_cell *c = name_at(task, t->found.cell);
+
+	/* d_seq: what was read of the inode since is this name's, not a freed or a new one's. */
+	return !t->found.cell ||
+	       (!(atomic_load(&c->d_flags) & DCACHE_LOCK) &&
+		atomic_load_explicit(&c->d_seq, memory_order_acquire) == t->found.seq);
 }
 
 /* F9: what does the name point to, asked under its lock? */
@@ -459,6 +465,15 @@ static bool is_child(struct task *task, const struct dir *dir, uint32_t name)
 	return atomic_load(&name_at(task, name)->d_parent) == dir->ino;
 }
 
+/* A dead holder keeps nobody out: the drain's wait recovers it. */
+static bool holder_lives(struct task *task, uint32_t w)
+{
+	uint32_t id = dlock_owner(w);
+
+	return task_valid(task->arena, id) &&
+	       recover_task_state(task->arena, id) != SHMLOCK_TASK_DEAD;
+}
+
 /*
  * M9: before S_DYING, a live child that nobody is at work on answers for itself; a locked one may
  * be on its way out, so it is not judged here.
@@ -473,7 +488,7 @@ static int early_notempty(struct task *task, const struct dir *dir)
 	dirblock_first(task->arena, dir, &walk);
 	while ((ret = dirblock_next(&walk)) > 0) {
 		w = read_child(task, dir, walk.name, &live);
-		if ((w & DCACHE_LOCK) && (w & DCACHE_PERSON) && is_child(task, dir, walk.name))
+		if ((w & DCACHE_PERSON) && holder_lives(task, w) && is_child(task, dir, walk.name))
 			return -EBUSY;
 		if (live && (!(w & DCACHE_LOCK) || !RULE_HOLDS(task->arena, M9)))
 			return -ENOTEMPTY;
@@ -499,7 +514,7 @@ static int drain_child(struct task *task, const struct dir *dir, uint32_t name, 
 		 * who waits for us (H8). */
 		if (!is_child(task, dir, name) && RULE_HOLDS(task->arena, F5))
 			return 0;
-		if (seen & DCACHE_PERSON)
+		if ((seen & DCACHE_PERSON) && holder_lives(task, seen))
 			return -EBUSY; /* may be held for hours: not waited for */
 		if (!*waited)
 			task_count(task, COUNT_DRAINS_WAITED);

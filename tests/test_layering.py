@@ -33,7 +33,7 @@ C_SITS_ON = {
     "dalloc": "dirblock inode",
     "recover": "dirblock inode",
     "walk": "dalloc",
-    "namei": "walk",
+    "namei": "walk recover",
     "namelock": "namei recover",
     "listing": "walk",
     "check": "walk recover",
