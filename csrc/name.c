@@ -28,8 +28,7 @@ static void mix(struct name *name, uint32_t n)
 	name->mix[0] = word[0];
 	name->mix[1] = word[1] ^ n;
 	if (n > 16)
-		name->mix[1] ^= name_fold(word[2] ^ 0x9e3779b97f4a7c15ull,
-					  word[3] ^ 0xd1b54a32d192ed03ull);
+		name->mix[1] ^= name_fold(word[2] ^ NAME_FOLD_2, word[3] ^ NAME_FOLD_3);
 }
 
 uint32_t name_scan_slow(const char *p, struct name *name)
@@ -52,6 +51,48 @@ uint32_t name_scan_slow(const char *p, struct name *name)
 	memcpy(name->word, pad, sizeof(pad));
 	if (n && n <= SHM_NAME_INLINE)
 		mix(name, n);
+	return n;
+}
+
+__attribute__((no_sanitize("address,thread"))) uint32_t
+name_scan_more(const char *p, struct name *name, uint64_t word0, uint64_t word1)
+{
+	uint64_t word2, word3 = 0, mix3 = 0, end, mix1 = word1, mix2;
+	uint32_t n;
+
+	if (((uintptr_t)p & 4095) > 4096 - 32)
+		return name_scan_slow(p, name);
+	word2 = name_load8(p + 16);
+	end = name_ends(word2);
+	if (end) {
+		n = (uint32_t)__builtin_ctzll(end) / 8;
+		word2 = name_cut(word2, n);
+		if (n)
+			mix2 = name_take_local(name, word2, n);
+		else
+			mix2 = 0, mix1 = name_take_local(name, word1, 8);
+		n += 16;
+	} else {
+		word3 = name_load8(p + 24);
+		end = name_ends(word3);
+		if (!end)
+			return name_scan_slow(p, name);
+		n = (uint32_t)__builtin_ctzll(end) / 8;
+		word3 = name_cut(word3, n);
+		mix2 = n ? word2 : name_take_local(name, word2, 8);
+		mix3 = n ? name_take_local(name, word3, n) : 0;
+		n += 24;
+	}
+	name->bytes = p;
+	name->length = n;
+	name->word[0] = word0;
+	name->word[1] = word1;
+	name->word[2] = word2;
+	name->word[3] = word3 | (uint64_t)n << 56;
+	name->mix[0] = word0;
+	name->mix[1] = mix1 ^ n;
+	if (n > 16)
+		name->mix[1] ^= name_fold(mix2 ^ NAME_FOLD_2, mix3 ^ NAME_FOLD_3);
 	return n;
 }
 

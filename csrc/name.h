@@ -83,9 +83,15 @@ static inline uint64_t name_take_local(struct name *name, uint64_t word, uint32_
 	return word & ~(NAME_LOCAL_MASK >> shift);
 }
 
+#define NAME_FOLD_2 0x9e3779b97f4a7c15ull
+#define NAME_FOLD_3 0xd1b54a32d192ed03ull
+
+/* Names of 16 to 31 bytes: words 0 and 1 are full. */
+uint32_t name_scan_more(const char *p, struct name *name, uint64_t word0, uint64_t word1);
+
 /*
  * Read the component that begins at p, eight bytes a look, into name.  Returns its length, which
- * may be over SHM_NAME_MAX.  May read up to 15 bytes beyond its end, never into another page, and
+ * may be over SHM_NAME_MAX.  May read some bytes beyond its end, never into another page, and
  * throws them away: hence not for the sanitizers.  Everything stays in registers: a word stored as
  * bytes and loaded as a word would stall the processor for longer than all of this takes.
  */
@@ -112,7 +118,7 @@ __attribute__((no_sanitize("address,thread"))) static inline uint32_t name_scan(
 		word = name_load8(p + 8);
 		end = name_ends(word);
 		if (!end)
-			return name_scan_slow(p, name);
+			return name_scan_more(p, name, last, word);
 		n = (uint32_t)__builtin_ctzll(end) / 8;
 		word = name_cut(word, n);
 		name->word[0] = last;
