@@ -1,6 +1,6 @@
 """Past bugs, each by what happened then.
 
-What needs an instant that no pause point marks is in c/regress_core.c.
+What needs an instant that no pause point marks is in c/regress/core.c.
 """
 
 import contextlib
@@ -49,14 +49,14 @@ def arena_of(name: str, dentries: int, tasks: int) -> Iterator[shmlock.Arena]:
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], None]:
-    """Runs a subcommand of c/regress_core.c."""
+    """Runs a subcommand of c/regress/core.c."""
     compiler = shutil.which("gcc")
     if not compiler:
         pytest.skip("needs gcc")
     program = tmp_path_factory.mktemp("regress") / "core"
     sources = [path for path in sorted((ROOT / "csrc").glob("*.c")) if path.name != "pylock.c"]
     flags = ["-std=gnu11", "-O0", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
-    hook, main = (ROOT / "tests" / "c" / f"regress_{name}" for name in ("hook.h", "core.c"))
+    hook, main = (ROOT / "tests" / "c" / "regress" / name for name in ("hook.h", "core.c"))
     built = subprocess.run(
         [compiler, *flags, "-include", hook, "-o", program, main, *sources],
         capture_output=True,

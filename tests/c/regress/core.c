@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Past bugs of the core that need an instant which no pause point marks, one per subcommand: the
- * core is built with regress_hook.h, so that something can happen before any access to a shared
+ * core is built with hook.h, so that something can happen before any access to a shared
  * word.  tests/test_regressions.py builds and runs this.  Exit status 0: as it should be; 1: not,
  * and stderr says what.
  */
