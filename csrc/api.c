@@ -7,6 +7,7 @@
 #include "debug.h"
 #include "futex.h"
 #include "listing.h"
+#include "namei.h"
 #include "namelock.h"
 #include "recover.h"
 #include "snapshot.h"

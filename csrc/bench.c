@@ -126,9 +126,9 @@ static int64_t lock_handle(struct bench *bench, uint64_t ops)
 		return ret;
 	begin = futex_now();
 	for (uint64_t i = 0; i < ops && !ret; i++) {
-		ret = namei_lock_name(bench->task, &walk.dir, &key, &found, 0, &locked);
+		ret = dentry_lock(bench->task, &walk.dir, &key, &found, &locked);
 		if (!ret)
-			namei_unlock_name(bench->task, &locked, 0, 0);
+			dentry_unlock(bench->task, &locked, 0, 0);
 	}
 	return ret ? ret : futex_now() - begin;
 }

@@ -3,6 +3,7 @@
 #ifndef SHMLOCK_BENCH_H
 #define SHMLOCK_BENCH_H
 
+#include "namei.h"
 #include "namelock.h"
 
 const char *bench_name(int loop);

@@ -36,7 +36,7 @@ static int acquire_once(struct task *task, struct shmlock_name *lock, uint32_t r
 	name_key(task->arena, &key, walk.dir.ino, &walk.name);
 	ret = dcache_lookup(task->arena, &key, &found);
 	if (!ret)
-		ret = namei_lock_name(task, &walk.dir, &key, &found, NAMEI_PERSON, &locked);
+		ret = dentry_lock_person(task, &walk.dir, &key, &found, &locked);
 	if (ret)
 		return ret;
 	/* Into names[] before out of held[]: at every instant one of the two names it (R4). */
@@ -64,7 +64,7 @@ int namelock_acquire(struct task *task, struct shmlock_name *lock)
 		return record;
 	do
 		ret = acquire_once(task, lock, (uint32_t)record);
-	while (ret == -NAMEI_RESTART && namei_again(task, &ret));
+	while (ret == -DENTRY_RESTART && dentry_again(task, &ret));
 	return ret;
 }
 
@@ -83,10 +83,10 @@ static void release_record(struct task *task, uint32_t record, uint32_t cell, ui
 {
 	struct locked locked = { .name = cell };
 
-	/* namei_unlock_name() takes it out of held[], so put it there first. */
+	/* dentry_unlock() takes it out of held[], so put it there first. */
 	task_hold(task, cell);
 	atomic_store_explicit(&task->slot->names[record], 0, memory_order_release);
-	namei_unlock_name(task, &locked, set, DCACHE_PERSON);
+	dentry_unlock(task, &locked, set, DCACHE_PERSON);
 	task->name_hint = record;
 }
 

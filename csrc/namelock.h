@@ -10,7 +10,8 @@
 #ifndef SHMLOCK_NAMELOCK_H
 #define SHMLOCK_NAMELOCK_H
 
-#include "namei.h"
+#include "dentry_lock.h"
+#include "walk.h"
 
 int namelock_acquire(struct task *task, struct shmlock_name *lock);
 /* `abandon`: the taker never learned that it had it; leave the mark "recovered" as it was. */
